@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""Run pages top to bottom in an empty kernel and save their outputs.
+
+    python scripts/run_pages.py                     # every page
+    python scripts/run_pages.py nbs/03_pairs.ipynb  # some pages
+
+A page that fails is left as it was on disk, and the exit code is 1. Widget state is never saved.
+"""
+import argparse, os, sys, time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbdev.clean import clean_nb
+from execnb.nbio import dict2nb, nb2str
+
+ROOT = Path(__file__).resolve().parents[1]
+SKIP = {'slow', 'cuda', 'trl', 'real'}  # flags of settings.ini's tst_flags: such cells keep their saved outputs
+QUIET = dict(HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1', TOKENIZERS_PARALLELISM='false', PYTHONHASHSEED='0',
+             HF_DATASETS_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TQDM_DISABLE='1', CUDA_VISIBLE_DEVICES='')
+
+
+def pages():
+    "All pages of the site, in reading order by path."
+    return sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(q.startswith(('.', '_')) for q in p.relative_to(ROOT).parts))
+
+
+def flags(cell):
+    "Words of a cell's leading `#|` lines."
+    lines = cell.source.splitlines()
+    return {w for l in lines if l.startswith('#|') for w in l[2:].replace(':', ' ').split()}
+
+
+def run(path):
+    "Execute the notebook at `path` in a fresh kernel and write it back, cleaned."
+    nb = nbformat.read(path, as_version=4)
+    skipped = [c for c in nb.cells if c.cell_type == 'code' and flags(c) & SKIP]
+    kept = {c.id: c.outputs for c in skipped}
+    for c in skipped: c.cell_type, c['outputs'] = 'raw', None
+    for c in skipped: del c['outputs']
+    client = NotebookClient(nb, timeout=600, kernel_name='python3', store_widget_state=False,
+                            coalesce_streams=True, resources={'metadata': {'path': str(path.parent)}})
+    client.execute(env={**os.environ, **QUIET})
+    for c in skipped: c.cell_type, c['outputs'], c['execution_count'] = 'code', kept[c.id], None
+    nb.metadata = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
+    d = dict2nb(nb)
+    clean_nb(d, clear_all=False, clean_ids=True)
+    path.write_text(nb2str(d), encoding='utf-8')
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('paths', nargs='*', type=Path)
+    bad = 0
+    for p in [p.resolve() for p in ap.parse_args().paths] or pages():
+        t = time.time()
+        try: run(p)
+        except CellExecutionError as e:
+            bad += 1
+            print(f'FAILED {p.relative_to(ROOT)}\n{e}', file=sys.stderr, flush=True)
+        else: print(f'{time.time()-t:6.1f} s  {p.relative_to(ROOT)}', flush=True)
+    sys.exit(bool(bad))
+
+
+if __name__ == '__main__': main()
