@@ -1,0 +1,120 @@
+#!/usr/bin/env python
+"""Build the site: nbdev's processing into _proc/, then quarto if installed, else smalldocs, into _docs/.
+
+    python scripts/docs.py [--out FOLDER] [--renderer quarto|smalldocs]
+"""
+import argparse, html, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # nbdev runs the exported cells of several pages at once
+
+from execnb.nbio import mk_cell, read_nb, write_nb
+from nbdev.quarto import refresh_quarto_yml
+from nbdev.serve import proc_nbs
+
+from project import ROOT, colab_url, doc_url, fill, pages, settings, source_url, unnumbered
+
+PROC = ROOT/'_proc'
+LINK = re.compile(r'(\]\(|href="|src=")([^)"\s]+)')
+
+
+def process():
+    "nbdev's own step, from scratch: API tables, links of names, executed imports; pages land in _proc/."
+    shutil.rmtree(PROC, ignore_errors=True)
+    refresh_quarto_yml()
+    proc_nbs('nbs', force=True)
+
+
+def relative(url, here, cfg):
+    "Point a link at the page's name on this site: published addresses become relative, numbers go."
+    base = doc_url(cfg) + '/'
+    if url.startswith(base): return os.path.relpath(url[len(base):], here.parent)
+    path, mark, anchor = url.partition('#')
+    return unnumbered(path) + mark + anchor if path.endswith('.ipynb') and '://' not in path else url
+
+
+def links(text, here, cfg):
+    "Every link of `text`, Markdown or HTML, made `relative`."
+    return LINK.sub(lambda m: m[1] + relative(m[2], here, cfg), text)
+
+
+def unlink_code(text):
+    "nbdev links names inside the signatures of its API tables too, where a reader sees raw Markdown: take those links out."
+    parts = re.split(r'(?ms)(^```.*?^```$)', text)
+    return ''.join(re.sub(r'\[(`[^`]+`)\]\([^)\s]*\)', r'\1', p) if i % 2 else p for i, p in enumerate(parts))
+
+
+def buttons(name, cfg):
+    "The line under a page's title: open it in Colab, read its source."
+    colab, source = colab_url(cfg, name), source_url(cfg, f'nbs/{name}')
+    return ' · '.join([f'[Open in Colab]({colab})']*bool(colab) + [f'[Notebook]({source})'])
+
+
+def rename():
+    "Give pages their names without numbers, which is where nbdev's links point, and mend the links between them."
+    cfg = settings(ROOT)
+    for src in pages(ROOT):
+        name = src.relative_to(ROOT/'nbs')
+        here = Path(unnumbered(name))
+        nb = read_nb(PROC/name)
+        for c in nb.cells:
+            if c.cell_type == 'raw': c.source = re.sub(r'(?m)^output-file: .*\n', '', c.source)  # now the page's own name
+            if c.cell_type == 'markdown': c.source = links(fill(c.source, cfg), here, cfg)
+            for o in c.get('outputs', []):
+                for mime in {'text/markdown', 'text/html'} & set(o.get('data', {})):
+                    o.data[mime] = links(unlink_code(''.join(o.data[mime])), here, cfg)
+        if name.stem != 'index': nb.cells.insert(1, mk_cell(buttons(name, cfg), 'markdown'))
+        (PROC/name).unlink()
+        if (PROC/here).exists(): sys.exit(f'two pages are called {here} on the site')
+        write_nb(nb, PROC/here)
+    bar = PROC/'sidebar.yml'
+    bar.write_text('\n'.join(re.sub(r'^(\s*- )(\S+\.ipynb)$', lambda m: m[1]+unnumbered(m[2]), l) for l in bar.read_text().splitlines()))
+
+
+MATH = re.compile(r'(?s)<span class="math (?:inline|display)">\s*(?:\\\((.*?)\\\)|\\\[(.*?)\\\])\s*</span>')
+TEX = [(r'\\(begin|end)\{(?:aligned|split|gather|gathered)\}', r'\\\1{align*}'), (r'\\arg(?![a-z])', r'\\operatorname{arg}'),  # unknown to latex2mathml
+       (r'\\sim(?![a-z])', '∼'), (r'\\nonumber(?![a-z])', '')]
+
+
+def mathml(out):
+    "Replace smalldocs' call to a script on another host by MathML in the page: formulas need no JavaScript and no network."
+    from latex2mathml.converter import convert
+    def formula(m):
+        tex = source = html.unescape(m[1] or m[2]).strip()
+        for old, new in TEX: tex = re.sub(old, new, tex)
+        math = convert(tex, display='inline' if m[1] else 'block').replace('<mi>&</mi>', '<mi>&amp;</mi>')
+        return math.replace('<math ', f'<math alttext="{html.escape(source)}" ', 1)
+    for page in out.rglob('*.html'):
+        text = re.sub(r'\s*<(link|script)\b[^>]*/katex@[^>]*>(</script>)?', '', page.read_text(encoding='utf-8'))
+        page.write_text(MATH.sub(formula, text), encoding='utf-8')
+
+
+def render(out, renderer):
+    "Render _proc/, put the site at `out`, and return the renderer's warnings, broken links among them."
+    built, warnings = PROC/settings(ROOT)['doc_path'], []
+    if renderer == 'quarto': subprocess.run(['quarto', 'render', '--no-cache'], cwd=PROC, check=True)
+    else:
+        from smalldocs.site import build
+        warnings = [w for w in build(PROC, quiet=True).warnings if 'html-math-method' not in w]  # done by `mathml` instead
+        mathml(built)
+    (built/'.nojekyll').touch()
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(built, out)
+    return warnings
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('--out', type=Path, default=ROOT/settings(ROOT)['doc_path'])
+    ap.add_argument('--renderer', choices=('quarto', 'smalldocs'), default='quarto' if shutil.which('quarto') else 'smalldocs')
+    args = ap.parse_args()
+    out = args.out.resolve()
+    os.chdir(ROOT)
+    process()
+    rename()
+    warnings = render(out, args.renderer)
+    print(f'{sum(1 for _ in out.rglob("*.html"))} pages in {out}, rendered by {args.renderer}')
+    if warnings: sys.exit('\n'.join(warnings))
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,62 @@
+"What the scripts and the tests share: the settings, the pages, and every address, all derived from settings.ini."
+import re
+from configparser import ConfigParser
+from pathlib import Path
+from urllib.parse import urlparse
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def settings(root=ROOT):
+    "The `[DEFAULT]` section of settings.ini, with its %(names)s filled in."
+    parser = ConfigParser(delimiters=['='])
+    parser.read(root/'settings.ini', encoding='utf-8')
+    return parser['DEFAULT']
+
+
+def pages(root=ROOT):
+    "Every notebook of the site, sorted by path."
+    nbs = root/'nbs'
+    return sorted(p for p in nbs.rglob('*.ipynb') if not any(q.startswith(('.', '_')) for q in p.relative_to(nbs).parts))
+
+
+def unnumbered(name):
+    "The name a page has on the site: `losses/10_sigmoid.ipynb` becomes `losses/sigmoid.ipynb`."
+    return re.sub(r'(^|/)\d+[a-zA-Z0-9]*_(?=[^/]*$)', r'\1', str(name))
+
+
+def doc_url(cfg):
+    "Where the site is published, without a closing slash."
+    return (cfg['doc_host'].rstrip('/') + '/' + cfg['doc_baseurl'].strip('/')).rstrip('/')
+
+
+def page_url(cfg, name):
+    "The published address of `losses/10_sigmoid.ipynb`."
+    return f'{doc_url(cfg)}/{unnumbered(name).removesuffix(".ipynb")}.html'
+
+
+def source_url(cfg, path):
+    "A file of the repository in the browser; `path` counts from its top."
+    return f"{cfg['git_url']}/blob/{cfg['branch']}/{path}"
+
+
+def colab_url(cfg, name):
+    "The page `name` in Colab; None where the repository is not on GitHub."
+    url = urlparse(cfg['git_url'])
+    if url.netloc != 'github.com': return None
+    return f"https://colab.research.google.com/github{url.path}/blob/{cfg['branch']}/nbs/{name}"
+
+
+def fill(text, cfg):
+    "Fill the placeholders a page may use: {{git_url}}, {{doc_url}}, {{repo}}, {{branch}}."
+    values = dict(git_url=cfg['git_url'], doc_url=doc_url(cfg), repo=cfg['repo'], branch=cfg['branch'])
+    return re.sub(r'\{\{(\w+)\}\}', lambda m: values.get(m[1], m[0]), text)
+
+
+def directives(source):
+    "A code cell's leading `#|` lines as a dict, and its code without them."
+    lines, found = source.splitlines(), {}
+    while lines and lines[0].startswith('#|'):
+        key, _, value = lines.pop(0)[2:].strip().replace(': ', ' ', 1).partition(' ')
+        found[key.rstrip(':')] = value.strip().strip('"')
+    return found, '\n'.join(lines).strip('\n')
