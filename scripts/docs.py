@@ -12,7 +12,7 @@ from execnb.nbio import mk_cell, read_nb, write_nb
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
-from project import ROOT, colab_url, doc_url, fill, pages, settings, source_url, unnumbered
+from project import ROOT, colab_url, doc_url, fill, modidx, pages, settings, source_url, unnumbered
 
 PROC = ROOT/'_proc'
 LINK = re.compile(r'(\]\(|href="|src=")([^)"\s]+)')
@@ -26,11 +26,14 @@ def process():
 
 
 def relative(url, here, cfg):
-    "Point a link at the page's name on this site: published addresses become relative, numbers go."
+    "Point a link at the page's name on this site: published addresses become relative, numbers go, files beside nbs/ are the repository's."
     base = doc_url(cfg) + '/'
     if url.startswith(base): return os.path.relpath(url[len(base):], here.parent)
     path, mark, anchor = url.partition('#')
-    return unnumbered(path) + mark + anchor if path.endswith('.ipynb') and '://' not in path else url
+    if ':' in path or not path: return url
+    inside = os.path.normpath(here.parent/path)
+    if inside.startswith('../'): return source_url(cfg, inside[3:]) + mark + anchor
+    return unnumbered(path) + mark + anchor if path.endswith('.ipynb') else url
 
 
 def links(text, here, cfg):
@@ -89,6 +92,26 @@ def mathml(out):
         page.write_text(MATH.sub(formula, text), encoding='utf-8')
 
 
+def own_fonts(out):
+    "Themes fetch a font from another host; without it they use the reader's."
+    for sheet in out.rglob('*.css'):
+        sheet.write_text(re.sub(r'@import (?:url\()?["\']?https?:[^)"\']*["\']?\)?;', '', sheet.read_text(encoding='utf-8')), encoding='utf-8')
+
+
+def anchors(out):
+    "nbdev links a method to an anchor of its own, but documents it under its class: point such links there."
+    named = {page for names in modidx(ROOT)['syms'].values() for page, _ in names.values()}
+    texts = {p: p.read_text(encoding='utf-8') for p in out.rglob('*.html')}
+    ids = {p: set(re.findall(r'\bid="([^"]+)"', t)) for p, t in texts.items()}
+    for p, text in texts.items():
+        def mend(m):
+            page = (p.parent/m[1]).resolve() if m[1] else p
+            if page not in ids or m[2] in ids[page] or f'{page.relative_to(out).as_posix()}#{m[2]}' not in named: return m[0]
+            above = m[2].partition('.')[0]
+            return f'href="{m[1]}#{above}"' if above in ids[page] else f'href="{m[1] or page.name}"'
+        p.write_text(re.sub(r'href="([^"#:]*)#([^"]+)"', mend, text), encoding='utf-8')
+
+
 def render(out, renderer):
     "Render _proc/, put the site at `out`, and return the renderer's warnings, broken links among them."
     built, warnings = PROC/settings(ROOT)['doc_path'], []
@@ -97,6 +120,8 @@ def render(out, renderer):
         from smalldocs.site import build
         warnings = [w for w in build(PROC, quiet=True).warnings if 'html-math-method' not in w]  # done by `mathml` instead
         mathml(built)
+        own_fonts(built)
+    anchors(built)
     (built/'.nojekyll').touch()
     shutil.rmtree(out, ignore_errors=True)
     shutil.move(built, out)

@@ -47,6 +47,13 @@ def colab_url(cfg, name):
     return f"https://colab.research.google.com/github{url.path}/blob/{cfg['branch']}/nbs/{name}"
 
 
+def modidx(root=ROOT):
+    "nbdev's index of exported names: the page and the module of each."
+    space = {}
+    exec((root/'dpo_nb'/'_modidx.py').read_text(encoding='utf-8'), space)
+    return space['d']
+
+
 def fill(text, cfg):
     "Fill the placeholders a page may use: {{git_url}}, {{doc_url}}, {{repo}}, {{branch}}."
     values = dict(git_url=cfg['git_url'], doc_url=doc_url(cfg), repo=cfg['repo'], branch=cfg['branch'])

@@ -15,34 +15,29 @@ from nbclient.exceptions import CellExecutionError
 from nbdev.clean import clean_nb
 from execnb.nbio import dict2nb, nb2str
 
-ROOT = Path(__file__).resolve().parents[1]
-SKIP = {'slow', 'cuda', 'trl', 'real'}  # flags of settings.ini's tst_flags: such cells keep their saved outputs
+from project import ROOT, directives, pages, settings
+
+SKIP = set(settings()['tst_flags'].split())  # such cells keep the outputs they have
 QUIET = dict(HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1', TOKENIZERS_PARALLELISM='false', PYTHONHASHSEED='0',
              HF_DATASETS_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TQDM_DISABLE='1', CUDA_VISIBLE_DEVICES='')
 
 
-def pages():
-    "All pages of the site, in reading order by path."
-    return sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if not any(q.startswith(('.', '_')) for q in p.relative_to(ROOT).parts))
-
-
-def flags(cell):
-    "Words of a cell's leading `#|` lines."
-    lines = cell.source.splitlines()
-    return {w for l in lines if l.startswith('#|') for w in l[2:].replace(':', ' ').split()}
+def skipped(cell):
+    "Cells that `nbdev_test` skips too: those headed by a flag of settings.ini's tst_flags, or by `eval: false`."
+    found, _ = directives(cell.source)
+    return bool(SKIP & set(found)) or found.get('eval') == 'false'
 
 
 def run(path):
     "Execute the notebook at `path` in a fresh kernel and write it back, cleaned."
     nb = nbformat.read(path, as_version=4)
-    skipped = [c for c in nb.cells if c.cell_type == 'code' and flags(c) & SKIP]
-    kept = {c.id: c.outputs for c in skipped}
-    for c in skipped: c.cell_type, c['outputs'] = 'raw', None
-    for c in skipped: del c['outputs']
+    left = [c for c in nb.cells if c.cell_type == 'code' and skipped(c)]
+    kept = {c.id: c.pop('outputs') for c in left}
+    for c in left: c.cell_type = 'raw'
     client = NotebookClient(nb, timeout=600, kernel_name='python3', store_widget_state=False,
                             coalesce_streams=True, resources={'metadata': {'path': str(path.parent)}})
     client.execute(env={**os.environ, **QUIET})
-    for c in skipped: c.cell_type, c['outputs'], c['execution_count'] = 'code', kept[c.id], None
+    for c in left: c.cell_type, c['outputs'], c['execution_count'] = 'code', kept[c.id], None
     nb.metadata = {'kernelspec': {'display_name': 'python3', 'language': 'python', 'name': 'python3'}}
     d = dict2nb(nb)
     clean_nb(d, clear_all=False, clean_ids=True)

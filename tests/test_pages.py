@@ -1,0 +1,216 @@
+"How a page is made, checked on every page there is: structure, import order, assertions, clean and in sync."
+import ast, json, re, sys
+from functools import cache
+
+import nbformat
+import pytest
+import yaml
+from conftest import run
+from project import ROOT, directives, page_url, pages, settings, unnumbered
+
+NBS, LIB = ROOT/'nbs', ROOT/'dpo_nb'
+PAGES = {p.relative_to(NBS).as_posix(): p for p in pages()}
+SKIP = set(settings()['tst_flags'].split())
+LOSS_HEADINGS = ['At a glance', 'The problem', 'The objective', 'Derivation', 'Naive code', 'The code', 'By hand', 'Gradient',
+                 'Limits and identities', 'See it', 'Watch it train', 'What goes wrong', 'Paper and TRL', 'Exercises']
+DEVELOPMENT = {'nbdev', 'fastcore', 'execnb', 'pytest', 'trl', 'gguf', 'smalldocs', 'playwright', 'nbclient', 'nbformat', 'jupytext'}
+
+every_page = pytest.mark.parametrize('name', PAGES)
+
+
+def number(name):
+    "The page's place in reading and import order; the landing page comes after all."
+    found = re.match(r'\d+', name.rpartition('/')[2])
+    return int(found[0]) if found else float('inf')
+
+
+def tree(code):
+    "The parsed code of a cell, without IPython's own lines."
+    return ast.parse('\n'.join(re.sub(r'^(\s*)[%!].*', r'\1pass', l) for l in code.splitlines()))
+
+
+@cache
+def cells(name):
+    "The page's code cells: (directives, syntax tree, cell)."
+    nb = json.loads(PAGES[name].read_text(encoding='utf-8'))
+    split = [(directives(''.join(c['source'])), c) for c in nb['cells'] if c['cell_type'] == 'code']
+    return [(found, tree(code), c) for (found, code), c in split]
+
+
+def exported(found): return bool({'export', 'exports'} & set(found))
+
+
+@cache
+def modules():
+    "Exported module, `losses.sigmoid`, and its page."
+    found = [(d['default_exp'], name) for name in PAGES for d, _, _ in cells(name) if 'default_exp' in d]
+    assert len({m for m, _ in found}) == len(found), f'two pages export one module: {found}'
+    return dict(found)
+
+
+def imported(nodes, package=()):
+    "Absolute names of the modules imported anywhere under `nodes`; `package` is where relative imports start."
+    for node in nodes:
+        for n in ast.walk(node):
+            if isinstance(n, ast.Import): yield from (a.name for a in n.names)
+            if isinstance(n, ast.ImportFrom):
+                base = '.'.join([*package[:len(package)-n.level+1], *filter(None, [n.module])]) if n.level else n.module
+                below = [f'{base}.{a.name}' for a in n.names]
+                yield from (b if b.removeprefix('dpo_nb.') in modules() else base for b in below)
+
+
+def ours(names):
+    "Those of `names` that are in the package, without its name; the root is ''."
+    return {n.removeprefix('dpo_nb').lstrip('.') for n in names if n.split('.')[0] == 'dpo_nb'}
+
+
+def order_errors(names, mine):
+    "What the page numbered `mine` may not import of `names`."
+    for mod in ours(names):
+        if not mod: yield 'the package root'
+        elif mod not in modules(): yield f'dpo_nb.{mod}, which no page exports'
+        elif number(modules()[mod]) >= mine: yield f'dpo_nb.{mod} of page {modules()[mod]}, which is not lower'
+
+
+def generated():
+    "The package's exported files: (module, syntax tree)."
+    for p in sorted(LIB.rglob('*.py')):
+        if p.name not in ('__init__.py', '_modidx.py'):
+            yield '.'.join(p.relative_to(LIB).with_suffix('').parts), ast.parse(p.read_text(encoding='utf-8'))
+
+
+@every_page
+def test_notebook_is_well_formed(name):
+    nb = nbformat.read(PAGES[name], as_version=4)
+    nbformat.validate(nb)
+    ids = [c.id for c in nb.cells]
+    assert len(set(ids)) == len(ids), 'cell ids repeat'
+    assert 'widgets' not in nb.metadata, 'widget state is saved'
+    errors = [o.evalue for c in nb.cells for o in c.get('outputs', []) if o.output_type == 'error']
+    assert not errors, f'saved errors: {errors}'
+    assert PAGES[name].stat().st_size < 1_000_000
+
+
+@every_page
+def test_title_cell(name):
+    first = json.loads(PAGES[name].read_text(encoding='utf-8'))['cells'][0]
+    assert first['cell_type'] == 'markdown'
+    title, *rest = [l for l in ''.join(first['source']).splitlines() if l.strip()]
+    assert re.fullmatch(r'# \S.*', title) and len(rest) == 1 and re.fullmatch(r'> \S.*', rest[0]), 'not `# Title` and `> one sentence`'
+
+
+@every_page
+def test_outputs_are_saved(name):
+    "A page that was never run, or a cell that prints and has nothing to show."
+    run_here = [(t, c) for d, t, c in cells(name) if not SKIP & set(d) and d.get('eval') != 'false']
+    assert any(c['outputs'] for _, c in run_here), 'no saved output at all: run the page with scripts/run_pages.py'
+    prints = lambda t: any(isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and getattr(n.value.func, 'id', '') == 'print' for n in t.body)
+    silent = [''.join(c['source']) for t, c in run_here if prints(t) and not c['outputs']]
+    assert not silent, f'printing cells without output: {silent}'
+
+
+@every_page
+def test_imports_stand_alone(name):
+    "nbdev runs a cell with an import again when it builds the site, and warns if it holds anything else."
+    mixed = [''.join(c['source']) for d, t, c in cells(name) if d.get('eval') != 'false'
+             and any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in (t.body if exported(d) else ast.walk(t)))
+             and not all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in t.body)]
+    assert not mixed, 'imports mixed with other code:\n' + '\n---\n'.join(mixed)
+
+
+@pytest.mark.parametrize('name', [n for n in PAGES if n != 'index.ipynb'])
+def test_page_imports_only_lower_numbers(name):
+    assert not list(order_errors(imported([t for _, t, _ in cells(name)]), number(name)))
+
+
+def test_modules_import_only_lower_numbers():
+    for mod, code in generated():
+        assert mod in modules(), f'dpo_nb/{mod.replace(".", "/")}.py has no page'
+        found = set(imported([code], ('dpo_nb', *mod.split('.')[:-1])))
+        assert not list(order_errors(found, number(modules()[mod]))), mod
+        assert not DEVELOPMENT & {f.split('.')[0] for f in found}, f'{mod} imports development tools'
+        if mod.startswith('losses.') and mod != 'losses.registry':
+            beyond = {f for f in found if f.split('.')[0] not in {'torch', 'dpo_nb', *sys.stdlib_module_names}}
+            assert not beyond and ours(found) <= {'pairs'}, f'{mod} imports more than torch and dpo_nb.pairs: {sorted(found)}'
+
+
+def is_assertion(n):
+    called = n.func if isinstance(n, ast.Call) else None
+    name = getattr(called, 'id', getattr(called, 'attr', '')) or ''
+    return isinstance(n, ast.Assert) or name.startswith(('test_', 'assert_', 'expect_fail'))
+
+
+@pytest.mark.parametrize('name', sorted(modules().values(), key=number))
+def test_definitions_are_shown_and_asserted(name):
+    "Each name of the module's `__all__`: used within three code cells of its definition, asserted at least twice."
+    mod = next(m for m, n in modules().items() if n == name)
+    code = ast.parse((LIB/(mod.replace('.', '/') + '.py')).read_text(encoding='utf-8'))
+    public = next(ast.literal_eval(n.value) for n in code.body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__')
+    page, problems = cells(name), []
+    for symbol in public:
+        defined = [i for i, (d, t, _) in enumerate(page) if exported(d) for n in t.body
+                   if getattr(n, 'name', None) == symbol or isinstance(n, ast.Assign) and any(getattr(x, 'id', 0) == symbol for x in n.targets)]
+        if not defined: continue  # re-exported from a lower page
+        uses = lambda t: any(getattr(n, 'id', getattr(n, 'attr', None)) == symbol for n in ast.walk(t))
+        after = [(t, not exported(d) and uses(t)) for d, t, _ in page[defined[0]+1:]]
+        if not any(used for _, used in after[:3]): problems.append(f'{symbol} is not used within three code cells')
+        count = sum(is_assertion(n) for t, used in after if used for n in ast.walk(t))
+        if count < 2: problems.append(f'{symbol}: {count} assertion(s) in the cells that use it')
+    assert not problems, problems
+
+
+LOSSES = [n for m, n in modules().items() if m.startswith('losses.') and number(n) < 28 and any(  # 28 mixes losses, 29 lists them
+    isinstance(x, ast.FunctionDef) and x.name.endswith('_loss') for d, t, _ in cells(n) if exported(d) for x in t.body)]
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_loss_page_headings(name):
+    nb = json.loads(PAGES[name].read_text(encoding='utf-8'))
+    text = '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'markdown')
+    assert re.findall(r'(?m)^## +(.*?) *$', text) == LOSS_HEADINGS
+
+
+def test_sidebar_lists_the_pages():
+    bar = yaml.safe_load((NBS/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
+    listed = [p for part in bar for p in ([part] if isinstance(part, str) else part['contents'])]
+    assert sorted(listed) == sorted(PAGES), 'nbs/sidebar.yml and the notebooks differ'
+    assert listed[0] == 'index.ipynb' and listed[1:] == sorted(listed[1:], key=number), 'not in the order of the numbers'
+    numbers = [number(n) for n in listed[1:]]
+    assert len(set(numbers)) == len(numbers), 'two pages have one number'
+    assert len({unnumbered(n) for n in listed}) == len(listed), 'two pages would have one address'
+
+
+def test_quarto_configuration_is_one_file():
+    assert (NBS/'_quarto.yml').is_symlink() and (NBS/'_quarto.yml').resolve() == ROOT/'_quarto.yml'
+
+
+def test_landing_page_is_short_and_maps_every_page():
+    assert len(json.loads(PAGES['index.ipynb'].read_text(encoding='utf-8'))['cells']) <= 25
+    readme = (ROOT/'README.md').read_text(encoding='utf-8')
+    for name in set(PAGES) - {'index.ipynb'}:
+        title, claim = [l.lstrip('#> ') for l in ''.join(json.loads(PAGES[name].read_text(encoding='utf-8'))['cells'][0]['source']).splitlines() if l.strip()]
+        assert f'[{title}]({page_url(settings(), name)}) | {claim} |' in readme, f'the map does not show {name}: run nbs/index.ipynb, then `make readme`'
+
+
+def test_readme_is_the_landing_page():
+    done = run(sys.executable, 'scripts/readme.py', '--check', check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_clean_and_in_sync(checkout):
+    "`nbdev_clean` and `nbdev_export` change no file and make none."
+    state = lambda: {p.relative_to(checkout): p.read_bytes() for p in checkout.rglob('*') if p.is_file()
+                     and not {'__pycache__', 'scripts', 'tests'} & set(p.parts)}
+    before = state()
+    run('nbdev_clean', cwd=checkout)
+    cleaned = state()
+    assert [p for p in before if before[p] != cleaned[p]] == [], 'not clean: run `make sync`'
+    run('nbdev_export', cwd=checkout)
+    after = state()
+    assert sorted(p for p in before.keys() | after.keys() if before.get(p) != after.get(p)) == [], 'out of sync: run `make sync`'
+
+
+def test_python_of_settings_can_read_the_code():
+    oldest = tuple(map(int, settings()['min_python'].split('.')))
+    for folder in (LIB, ROOT/'scripts', ROOT/'tests'):
+        for p in folder.rglob('*.py'): ast.parse(p.read_text(encoding='utf-8'), feature_version=oldest)
