@@ -87,7 +87,8 @@ def test_formulas_are_shown_as_formulas(site):
         if 'class="math' in text: found.append(f'{page.name}: a formula was not converted')
         for formula in re.findall(r'(?s)<math .*?</math>', text):
             shown = re.sub(r'<[^>]*>', ' ', formula)
-            if '\\' in shown or '&amp;' in shown: found.append(f'{page.name}: {re.search('alttext="([^"]*)"', formula)[1]}')
+            tex = re.search(r'alttext="([^"]*)"', formula)[1]
+            if '\\' in shown or '&amp;' in shown: found.append(f'{page.name}: {tex}')
     assert not found, '\n'.join(found)
 
 
