@@ -21,6 +21,7 @@ setup(
     entry_points={'console_scripts': cfg['console_scripts'].split(),
                   'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     classifiers=[f'Development Status :: {status}', 'Intended Audience :: Developers', 'Intended Audience :: Education',
-                 'Programming Language :: Python :: 3', 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
+                 'Programming Language :: Python :: 3', 'Operating System :: OS Independent',
+                 'Topic :: Scientific/Engineering :: Artificial Intelligence'],
     zip_safe=False,
 )
