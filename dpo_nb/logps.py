@@ -21,7 +21,9 @@ def shift(
     return logits[:, :-1], input_ids[:, 1:], completion_mask[:, 1:].bool()
 
 # %% ../nbs/02_logps.ipynb #a747a24c
-def at_least_fp32(x:Tensor)->Tensor: # Same shape, fp32 or fp64
+def at_least_fp32(
+    x:Tensor, # Any shape and float dtype
+)->Tensor: # Same shape, fp32 or fp64
     "Upcast half precision; leave fp32 and fp64 alone."
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
