@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Build the site: nbdev's processing into _proc/, then quarto if installed, else smalldocs, into _docs/.
 
-    python scripts/docs.py [--out FOLDER] [--renderer quarto|smalldocs]
+    python scripts/docs.py [--renderer quarto|smalldocs]
 """
 import argparse, html, os, re, shutil, subprocess, sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from nbdev.serve import proc_nbs
 
 from project import ROOT, colab_url, doc_url, fill, modidx, pages, settings, source_url, unnumbered
 
-PROC = ROOT/'_proc'
+PROC, OUT = ROOT/'_proc', ROOT/settings()['doc_path']
 LINK = re.compile(r'(\]\(|href="|src=")([^)"\s]+)')
 
 
@@ -55,8 +55,8 @@ def buttons(name, cfg):
 
 def rename():
     "Give pages their names without numbers, which is where nbdev's links point, and mend the links between them."
-    cfg = settings(ROOT)
-    for src in pages(ROOT):
+    cfg = settings()
+    for src in pages():
         name = src.relative_to(ROOT/'nbs')
         here = Path(unnumbered(name))
         nb = read_nb(PROC/name)
@@ -100,7 +100,7 @@ def own_fonts(out):
 
 def anchors(out):
     "nbdev links a method to an anchor of its own, but documents it under its class: point such links there."
-    named = {page for names in modidx(ROOT)['syms'].values() for page, _ in names.values()}
+    named = {page for names in modidx()['syms'].values() for page, _ in names.values()}
     texts = {p: p.read_text(encoding='utf-8') for p in out.rglob('*.html')}
     ids = {p: set(re.findall(r'\bid="([^"]+)"', t)) for p, t in texts.items()}
     for p, text in texts.items():
@@ -112,9 +112,9 @@ def anchors(out):
         p.write_text(re.sub(r'href="([^"#:]*)#([^"]+)"', mend, text), encoding='utf-8')
 
 
-def render(out, renderer):
-    "Render _proc/, put the site at `out`, and return the renderer's warnings, broken links among them."
-    built, warnings = PROC/settings(ROOT)['doc_path'], []
+def render(renderer):
+    "Render _proc/, put the site where it belongs, and return the renderer's warnings, broken links among them."
+    built, warnings = PROC/OUT.name, []
     if renderer == 'quarto': subprocess.run(['quarto', 'render', '--no-cache'], cwd=PROC, check=True)
     else:
         from smalldocs.site import build
@@ -123,22 +123,20 @@ def render(out, renderer):
         own_fonts(built)
     anchors(built)
     (built/'.nojekyll').touch()
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.move(built, out)
+    shutil.rmtree(OUT, ignore_errors=True)
+    shutil.move(built, OUT)
     return warnings
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--out', type=Path, default=ROOT/settings(ROOT)['doc_path'])
     ap.add_argument('--renderer', choices=('quarto', 'smalldocs'), default='quarto' if shutil.which('quarto') else 'smalldocs')
-    args = ap.parse_args()
-    out = args.out.resolve()
+    renderer = ap.parse_args().renderer
     os.chdir(ROOT)
     process()
     rename()
-    warnings = render(out, args.renderer)
-    print(f'{sum(1 for _ in out.rglob("*.html"))} pages in {out}, rendered by {args.renderer}')
+    warnings = render(renderer)
+    print(f'{sum(1 for _ in OUT.rglob("*.html"))} pages in {OUT}, rendered by {renderer}')
     if warnings: sys.exit('\n'.join(warnings))
 
 
