@@ -110,6 +110,15 @@ def test_outputs_are_saved(name):
 
 
 @every_page
+def test_saved_outputs_are_the_same_anywhere(name):
+    "No warnings or progress bars, no path of the machine that ran the page, no address in memory."
+    outputs = [o for _, _, c in cells(name) for o in c['outputs']]
+    assert not [''.join(o['text']) for o in outputs if o.get('name') == 'stderr']
+    text = '\n'.join(''.join(v) for o in outputs for k, v in {'text': o.get('text', ''), **o.get('data', {})}.items() if k.startswith('text'))
+    assert not re.findall(r'(?<![\w.])/(?:home|root|tmp|work|Users|private|var)/\S*|\bat 0x[0-9a-f]{6,}', text)
+
+
+@every_page
 def test_imports_stand_alone(name):
     "nbdev runs a cell with an import again when it builds the site, and warns if it holds anything else."
     mixed = [''.join(c['source']) for d, t, c in cells(name) if d.get('eval') != 'false'
