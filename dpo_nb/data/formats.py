@@ -22,9 +22,9 @@ def is_conversational(
 # %% ../../nbs/data/30_formats.ipynb #303ce915
 def layout(
     row:Mapping, # One example
-)->str: # Such as "conversational, implicit prompt"
+)->str: # Such as "conversational, implicit prompt, with tools"
     "Which of the four layouts a row has, in words."
-    return f"{'conversational' if is_conversational(row) else 'plain text'}, {'explicit' if 'prompt' in row else 'implicit'} prompt"
+    return f"{'conversational' if is_conversational(row) else 'plain text'}, {'explicit' if 'prompt' in row else 'implicit'} prompt{', with tools' if row.get('tools') else ''}"
 
 # %% ../../nbs/data/30_formats.ipynb #bf5c222d
 def extract_prompt(
