@@ -199,9 +199,9 @@ kinds = dict(
         build='sturdy solid | flimsy shaky', design='elegant neat | clumsy ugly', finish='polished smooth | rough scratched',
         packaging='tidy careful | messy torn', price='fair modest | steep unfair'))
 
-general = 'good great excellent lovely'.split(), 'bad poor awful dull'.split()
-verdicts = (['I loved it.', 'I enjoyed it.', 'I would recommend it.', 'It was a joy.'],
-            ['I hated it.', 'I regret it.', 'I would not recommend it.', 'It was a mess.'])
+general = 'good great lovely'.split(), 'bad poor awful'.split()
+verdicts = (['I loved {}.', 'I enjoyed {}.', 'I would recommend {}.', '{} was a joy.'],
+            ['I hated {}.', 'I regret {}.', 'I would not recommend {}.', '{} was a mess.'])
 phrasings = ['Write a short review of the {}.', 'Review the {} in a few sentences.', 'What did you think of the {}?', 'Tell me about the {}.']
 
 # %% ../nbs/01_notation.ipynb #89f2bd24
@@ -229,12 +229,12 @@ def _kind_of(subject):
     raise ValueError(f'subject={subject!r} is unknown; choose one of {[s for k in kinds.values() for s in k["subjects"]]}')
 
 def _clause(aspects, side, rng):
-    "One judgement such as `the plot was clever`; one in eight says it by negating the opposite."
+    "One judgement such as `the plot was clever`; one in sixteen says it by negating the opposite."
     a = rng.choice(list(aspects))
-    if rng.random() < .125: return f'the {a} was not {rng.choice(general[1-side][:2])}'
-    return f"the {a} was {'really ' if rng.random()<.2 else ''}{rng.choice(aspects[a][side]*2 + general[side])}"
+    if rng.random() < .06: return f'the {a} was not {rng.choice(general[1-side][:2])}'
+    return f"the {a} was {'really ' if rng.random()<.2 else ''}{rng.choice(aspects[a][side] + general[side])}"
 
-def _sentence(s): return s[0].upper() + s[1:] + '.'
+def _sentence(s): return s[0].upper() + s[1:]
 
 def write_review(
     subject:str, # A subject of the grammar, such as `'noodle soup'`
@@ -242,15 +242,16 @@ def write_review(
 )->str: # Two to four sentences
     "Write one review: draw a mood, then sentences that mostly follow it."
     k = _kind_of(subject)
-    p = rng.choices([.95, .05, .5], [.46, .44, .1])[0] # how often this reviewer is pleased
+    p = rng.choices([.97, .03, .5], [.47, .46, .07])[0] # how often this reviewer is pleased
     side = lambda: int(rng.random() >= p)
     n, out = rng.choice([2, 3, 3, 4]), []
-    if rng.random() < .5: out.append(rng.choice(k['opens']).format(subject))
+    u = rng.random() # a third of the reviews open with a fact, a third with a verdict
+    if u < .67: out.append(rng.choice(k['opens']).format(subject) if u < .33 else _sentence(rng.choice(verdicts[side()]).format('the '+subject)))
     while len(out) < n:
         u, a, b = rng.random(), side(), side()
-        if len(out)==n-1 and u < .4: out.append(rng.choice(verdicts[a]))
-        elif u < .55: out.append(_sentence(_clause(k['aspects'], a, rng)))
-        elif u < .8: out.append(_sentence(_clause(k['aspects'], a, rng) + (' and ' if a==b else ' but ') + _clause(k['aspects'], b, rng)))
+        if len(out)==n-1 and u < .3: out.append(_sentence(rng.choice(verdicts[a]).format('it')))
+        elif u < .3: out.append(_sentence(_clause(k['aspects'], a, rng)+'.'))
+        elif u < .85: out.append(_sentence(_clause(k['aspects'], a, rng) + (' and ' if a==b else ' but ') + _clause(k['aspects'], b, rng)+'.'))
         elif len(out) < n-1: out.append(rng.choice(k['facts'])) # never last, so that every review judges something
     return ' '.join(out)
 
@@ -262,9 +263,10 @@ def _sentence_re(kind):
     words = lambda ws: '|'.join(ws)
     clause = '(?:' + '|'.join(f"the {a} was (?:not (?:{words(general[0][:2]+general[1][:2])})|(?:really )?(?:{words(v[0]+v[1]+general[0]+general[1])}))"
                               for a,v in k['aspects'].items()) + ')'
-    opens = [re.escape(o).replace(r'\{\}', f"(?:{words(k['subjects'])})") for o in k['opens']]
-    fixed = [re.escape(s) for s in k['facts']+verdicts[0]+verdicts[1]]
-    return re.compile(words(opens + fixed + [clause + r'(?: (?:and|but) ' + clause + r')?\.']), re.IGNORECASE)
+    thing = f"(?:{words(k['subjects'])})"
+    opens = [re.escape(o).replace(r'\{\}', thing) for o in k['opens']]
+    ends = [re.escape(v).replace(r'\{\}', f'(?:it|the {thing})') for v in verdicts[0]+verdicts[1]]
+    return re.compile(words(opens + ends + [re.escape(f) for f in k['facts']] + [clause + r'(?: (?:and|but) ' + clause + r')?\.']), re.IGNORECASE)
 
 def follows_grammar(
     text:str, # Any text
