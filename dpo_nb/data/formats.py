@@ -80,10 +80,10 @@ def check_split(
     where:str='this row', # For the message
 )->None:
     "Raise unless splitting the prompt off left a prompt and two answers."
-    give = "give the prompt in a column 'prompt'"
+    p, give = row['prompt'], "give the prompt in a column 'prompt'"
     if not (row['chosen'] or row['rejected']):
         raise ValueError(f"{where}: columns 'chosen' and 'rejected' are identical, so nothing tells where the prompt ends; drop the row, or {give}")
-    if _blank(row['prompt']): raise ValueError(f"{where}: columns 'chosen' and 'rejected' share no beginning, so there is no prompt; {give}")
+    if not (p.strip() if isinstance(p, str) else p): raise ValueError(f"{where}: columns 'chosen' and 'rejected' share no beginning, so there is no prompt; {give}")
     for k in ('chosen','rejected'):
         if _blank(row[k]): raise ValueError(f"{where}: nothing is left of column {k!r} after the beginning that both answers share; drop the row, or {give}")
 
