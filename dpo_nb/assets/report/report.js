@@ -1,0 +1,46 @@
+// The report is complete without this script. It moves numbers that are already in the page; it computes none.
+
+// Charts: the numbers of the key follow the pointer, a finger or the arrow keys.
+for (const svg of document.querySelectorAll('svg[data-lines]')) {
+  const [x0, x1, left, right, width] = JSON.parse(svg.dataset.axis), lines = JSON.parse(svg.dataset.lines)
+  const [step, ...values] = svg.parentNode.querySelectorAll('b'), cursor = svg.querySelector('.cursor')
+  const steps = [...new Set(lines.flatMap(([, points]) => points.map(p => p[0])))].sort((a, b) => a - b)
+  const near = (points, s) => points.reduce((a, b) => Math.abs(b[0] - s) < Math.abs(a[0] - s) ? b : a)
+  let at = steps.length - 1
+  function show(i) {
+    at = Math.max(0, Math.min(steps.length - 1, i))
+    const s = steps[at]
+    cursor.setAttribute('transform', `translate(${left + (s - x0) / (x1 - x0) * (right - left)} 0)`)
+    cursor.removeAttribute('visibility')
+    step.textContent = s
+    lines.forEach(([, points], k) => {
+      const [t, v] = near(points, s)
+      values[k].textContent = t == s ? v : `${v} at ${t}`
+    })
+  }
+  function follow(e) {
+    const box = svg.getBoundingClientRect(), x = (e.clientX - box.left) / box.width * width
+    const [s] = near(steps.map(t => [t]), x0 + (x - left) / (right - left) * (x1 - x0))
+    show(steps.indexOf(s))
+  }
+  svg.addEventListener('pointermove', follow)
+  svg.addEventListener('pointerdown', follow)
+  svg.addEventListener('keydown', e => {
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[e.key]
+    if (by) { show(at + by); e.preventDefault() }
+  })
+}
+
+// Tokens: each answer is one stop of the Tab key, and the arrow keys walk inside it.
+for (const answer of document.querySelectorAll('.tokens')) {
+  const tokens = [...answer.querySelectorAll('.t')]
+  const stop = token => tokens.forEach(t => t.tabIndex = t == token ? 0 : -1)
+  stop(tokens[0])
+  answer.addEventListener('focusin', e => stop(e.target))
+  answer.addEventListener('keydown', e => {
+    const next = tokens[tokens.indexOf(e.target) + ({ ArrowRight: 1, ArrowLeft: -1 }[e.key] || NaN)]
+    if (next) { next.focus(); e.preventDefault() }
+  })
+}
+
+addEventListener('beforeprint', () => document.querySelectorAll('details.long').forEach(d => d.open = true))
