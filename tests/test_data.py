@@ -372,9 +372,11 @@ def test_silence(toy, capfd, caplog):
 
 
 def test_stream_tells_once(toy, caplog):
-    rows = [dict(prompt='Say it. ', chosen='I loved it.', rejected='No.')]*5 + [dict(prompt='Say '*40, chosen=' Yes.', rejected=' No.')]*5
+    rows = [dict(prompt='Say it. ', chosen='I loved it.', rejected='No.')]*5 + [dict(prompt='Say '*40, chosen=' Yes.', rejected=' No.')]*5 + [dict(prompt='Say', chosen=' it.', rejected=' it'*40)]*2
     with caplog.at_level('WARNING', LOG): kept = list(prepare_dataset(Dataset.from_list(rows).to_iterable_dataset(), toy, max_length=30))
-    assert len(kept) == 5 and len(caplog.records) == 2 and set(kept[0]) == {'prompt', 'chosen', 'rejected', *token_columns}
+    said = [r.getMessage() for r in caplog.records]
+    assert len(said) == 3 and 'in some rows of this stream the prompt' in said[0] and 'pairs whose prompt alone fills it' in said[1] and 'cut on one side only' in said[2]
+    assert len(kept) == 7 and set(kept[0]) == {'prompt', 'chosen', 'rejected', *token_columns}
 
 
 def test_stream_without_known_columns(toy):

@@ -105,10 +105,12 @@ def check_answers(
         if _blank(x): raise ValueError(f"{where}: column {k!r} is empty; an answer needs text, so drop the row")
     repeats = [k for k,x in answers.items() if _repeats(x, p)]
     if len(repeats) > isinstance(p, str):  # one message list, or two strings
-        raise ValueError(f"{where}: column {repeats[0]!r} repeats the prompt; drop the column 'prompt', dataset.remove_columns('prompt'), and it is read from the beginning of both answers")
+        raise ValueError(f"{where}: column {repeats[0]!r} repeats the prompt; drop the column 'prompt', dataset.remove_columns('prompt'), "
+                         "and it is read from the beginning of both answers")
     for k,x in answers.items():
         if not isinstance(x, str) and x[0]['role'] in not_answers:
-            raise ValueError(f"{where}: the answer in column {k!r} begins with a message of role {x[0]['role']!r}, which would be trained as if the model had written it; move it into the prompt")
+            raise ValueError(f"{where}: the answer in column {k!r} begins with a message of role {x[0]['role']!r}, "
+                             "which would be trained as if the model had written it; move it into the prompt")
 
 def _repeats(answer, prompt):
     if isinstance(answer, str): return len(prompt.split())>1 and answer.startswith(prompt)
@@ -161,7 +163,8 @@ def check_columns(
     columns = list(columns)
     if set(token_columns) <= set(columns): return
     missing = [c for c in ('chosen','rejected') if c not in columns]
-    if missing: raise ValueError(f"the {name} dataset has no column {' and no column '.join(map(repr, missing))}, only {columns}; a preference dataset has 'prompt', 'chosen' and 'rejected'")
+    if missing: raise ValueError(f"the {name} dataset has no column {' and no column '.join(map(repr, missing))}, only {columns}; "
+                                 "a preference dataset has 'prompt', 'chosen' and 'rejected'")
     if {'image','images'} & set(columns): raise NotImplementedError(f"the {name} dataset has images, which this version cannot train on; remove the column to train on the text alone")
     if 'prompt' in columns or not rows: return
     for i,r in enumerate(rows): check_texts(r, f"row {i} of the {name} dataset")

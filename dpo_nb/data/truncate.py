@@ -84,7 +84,8 @@ def report_text(
 )->str: # One sentence
     "A truncation report in words."
     r = report
-    says = [f"{r['chosen_cut']} chosen and {r['rejected_cut']} rejected answers lose their {'end' if mode=='keep_start' else 'start, or that of their prompt'} ({r['one_side_cut']} pairs on one side only)"]
+    lose = 'their end' if mode=='keep_start' else 'their start, or that of their prompt'
+    says = [f"{r['chosen_cut']} chosen and {r['rejected_cut']} rejected answers lose {lose} ({r['one_side_cut']} pairs on one side only)"]
     if r.get('one_side_eos'): says.append(f"in {r['one_side_eos']} pairs only one side keeps its end-of-sequence token, so they also teach when to stop")
     if r.get('no_prompt_left'): says.append(f"in {r['no_prompt_left']} pairs an answer fills it, so nothing of the prompt is left")
     if r['dropped']: says.append(f"{r['dropped']} pairs are dropped, because their prompt alone fills it")
@@ -98,8 +99,9 @@ def drop_full_prompts(
     name:str='train', # For the message
 ): # The same kind of dataset
     "Without the pairs whose prompt alone fills `max_length`: keep_start would leave them no answer."
-    if max_length is None or truncation_mode!='keep_start': return dataset
-    if isinstance(dataset, IterableDataset): return dataset.filter(_Room(max_length, name))
+    if max_length is None: return dataset
+    if isinstance(dataset, IterableDataset): return dataset.filter(_Room(max_length, truncation_mode, name))
+    if truncation_mode!='keep_start': return dataset
     fits = pair_lengths(dataset)[:,0] < max_length
     if not fits.any(): raise ValueError(_no_room(f'all {len(fits)} rows', max_length, name))
     return dataset if fits.all() else dataset.select(np.flatnonzero(fits))
@@ -108,13 +110,15 @@ def _no_room(rows, max_length, name):
     return f"{rows} of the {name} dataset have prompts of max_length={max_length} tokens or more, so no answer is left to train on; raise max_length, or set it to None"
 
 class _Room:
-    "The filter of a stream."
-    def __init__(self, max_length, name): self.max_length, self.name, self.seen, self.kept = max_length, name, 0, 0
+    "The filter of a stream, which says once what it meets."
+    def __init__(self, max_length, mode, name): self.max_length, self.mode, self.name, self.seen, self.kept = max_length, mode, name, 0, 0
     def __call__(self, row):
-        fits = len(row['prompt_ids']) < self.max_length
+        p, *answers = (len(row[c]) for c in token_columns)
+        cut, fits = sum(p+n>self.max_length for n in answers), self.mode=='keep_end' or p<self.max_length
         self.seen, self.kept = self.seen+1, self.kept+fits
         if self.seen==1000 and not self.kept: raise ValueError(_no_room('the first 1000 rows', self.max_length, self.name))
-        if not fits: _logger.warning_once(f"{self.name}: this stream has rows whose prompt alone fills max_length={self.max_length}; they are dropped as they come, and not counted")
+        what = 'pairs whose prompt alone fills it; they are dropped' if not fits else f"pairs that are cut {'on one side only' if cut==1 else 'on both sides'}" if cut else None
+        if what: _logger.warning_once(f"{self.name}: with max_length={self.max_length} ({self.mode}) this stream has {what}. A stream is not counted beforehand")
         return fits
 
 _logger = logging.get_logger(__name__)
@@ -172,7 +176,8 @@ def _stream_row(row, i, **kw):
 
 def _tell(dataset, tokenizer, name):
     seen = dataset.select_columns(list(notes)).with_format('numpy')[:]
-    if seen['same_answers'].all(): raise ValueError(f"all {len(dataset)} rows of the {name} dataset have the same tokens in chosen and rejected, so there is nothing to learn; is one column a copy of the other?")
+    if seen['same_answers'].all(): raise ValueError(f"all {len(dataset)} rows of the {name} dataset have the same tokens in chosen and rejected, "
+                                                    "so there is nothing to learn; is one column a copy of the other?")
     for k,says in notes.items():
         rows = np.flatnonzero(seen[k])
         if len(rows): _logger.warning(f"{name}: in {len(rows)} of {len(dataset)} rows {says}. First in row {rows[0]}: {_seam(dataset[int(rows[0])], tokenizer)}")
@@ -196,7 +201,8 @@ def prepare_dataset(
 ): # The same kind of dataset, with columns prompt_ids, chosen_ids, rejected_ids
     "From rows to token ids: check, split the prompt off, end with EOS, tokenize, report, drop what cannot be trained."
     if truncation_mode not in truncation_modes: raise ValueError(f"truncation_mode={truncation_mode!r} is unknown; choose one of {list(truncation_modes)}")
-    if not isinstance(dataset, (Dataset, IterableDataset)): raise TypeError(f"the {name} dataset is a {type(dataset).__name__}; give a datasets.Dataset or IterableDataset, such as Dataset.from_list(rows)")
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise TypeError(f"the {name} dataset is a {type(dataset).__name__}; give a datasets.Dataset or IterableDataset, such as Dataset.from_list(rows)")
     first = list(islice(iter(dataset), 64))
     if not first: raise ValueError(f"the {name} dataset has no rows")
     check_columns(dataset.column_names or first[0], name, first)
