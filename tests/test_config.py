@@ -1,0 +1,138 @@
+"The config on machines we do not have, from a command line, from YAML, through a pickle; and that it never warns by itself."
+import dataclasses, json, pickle, warnings
+
+import pytest, torch
+from transformers import HfArgumentParser, TrainingArguments
+
+import dpo_nb.train.config as module
+from dpo_nb import DPOConfig
+from dpo_nb.train.config import not_yet, trl_losses
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    "A function that makes this machine look like another one; nothing but the questions that `native_bf16` asks is answered."
+    def pretend(cuda=None, hip=None, mps=False, xpu=False, flags=()):
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: cuda is not None)
+        monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda *a: cuda)
+        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda *a: 'a GPU')
+        monkeypatch.setattr(torch.version, 'hip', hip)
+        monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: mps)
+        if hasattr(torch, 'xpu'): monkeypatch.setattr(torch.xpu, 'is_available', lambda: xpu)
+        monkeypatch.setattr(module, 'cpu_flags', lambda: set(flags))
+    return pretend
+
+
+MACHINES = {  # name → (what it says, bf16 when unset)
+    'T4': (dict(cuda=(7, 5)), False), 'V100': (dict(cuda=(7, 0)), False), 'A100': (dict(cuda=(8, 0)), True), 'RTX 4090': (dict(cuda=(8, 9)), True),
+    'H100': (dict(cuda=(9, 0)), True), 'MI250': (dict(cuda=(9, 0), hip='6.2'), True), 'MacBook': (dict(mps=True, flags=['bf16']), False),
+    'Intel GPU': (dict(xpu=True), True), 'old CPU': (dict(flags=['avx2', 'avx512f']), False), 'avx512_bf16': (dict(flags=['avx512_bf16']), True),
+    'amx': (dict(flags=['amx_bf16', 'amx_tile']), True), 'Graviton 3': (dict(flags=['asimd', 'bf16']), True), 'unknown': (dict(), False)}
+
+
+@pytest.mark.parametrize('name', MACHINES)
+def test_bf16_is_what_the_hardware_does_natively(machine, name):
+    says, on = MACHINES[name]
+    if says.get('xpu') and not hasattr(torch, 'xpu'): pytest.skip('this torch knows no Intel GPUs')
+    machine(**says)
+    c = lambda **kw: module.resolve_bf16(type('C', (), dict(bf16=None, fp16=False, use_cpu=False) | kw)())
+    assert c() == on
+    assert c(fp16=True) is False and c(bf16=True) is True and c(bf16=False) is False
+
+
+def test_use_cpu_asks_the_processor_and_not_the_gpu(machine):
+    for flags, on in (([], False), (['amx_bf16'], True)):
+        machine(cuda=(8, 0), flags=flags)
+        assert module.native_bf16(use_cpu=True)[0] == on
+
+
+@pytest.mark.parametrize('flags, on', [(['avx2'], False), (['avx512_bf16'], True)])
+def test_the_whole_config_on_a_cpu(machine, tmp_path, flags, on):
+    machine(flags=flags)
+    c = DPOConfig(str(tmp_path))
+    assert c.bf16 is on and c.use_cpu and c.device.type == 'cpu'
+    assert DPOConfig(str(tmp_path), bf16=not on).bf16 is (not on)
+
+
+def test_says_so_where_trl_would_have_turned_bf16_on(machine, monkeypatch):
+    said = []
+    monkeypatch.setattr(module.logger, 'warning', said.append)
+    for says, on in MACHINES.values():
+        machine(**says)
+        module.resolve_bf16(type('C', (), dict(bf16=None, fp16=False, use_cpu=False))())
+    assert len(said) == 3 and all('does not compute in bfloat16' in s for s in said)  # T4, V100, MacBook; a CPU is no surprise
+
+
+def test_no_warning_from_any_default(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for kw in (dict(), dict(gradient_checkpointing=False), dict(gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(use_reentrant=False))):
+            c = DPOConfig(str(tmp_path), **kw)
+            assert c.gradient_checkpointing == c.activation_checkpointing == kw.get('gradient_checkpointing', True)
+            assert c.gradient_checkpointing_kwargs == c.activation_checkpointing_kwargs == kw.get('gradient_checkpointing_kwargs')
+
+
+def parse(*argv): return HfArgumentParser(DPOConfig).parse_args_into_dataclasses([str(a) for a in argv])[0]
+
+
+@pytest.mark.parametrize('argv, field, value', [
+    (['--bf16'], 'bf16', True), (['--bf16', 'false'], 'bf16', False), (['--no_gradient_checkpointing'], 'gradient_checkpointing', False),
+    (['--gradient_checkpointing', 'no'], 'gradient_checkpointing', False), (['--max_length', '512'], 'max_length', 512), (['--max-length', 'none'], 'max_length', None),
+    (['--pad_to_multiple_of', 'auto'], 'pad_to_multiple_of', None), (['--pad_to_multiple_of', '16'], 'pad_to_multiple_of', 16),
+    (['--loss_type', 'sigmoid'], 'loss_type', ['sigmoid']), (['--loss_type', 'sigmoid', 'sigmoid', '--loss_weights', '1', '2'], 'loss_weights', [1., 2.]),
+    (['--model_init_kwargs', '{"dtype": "bfloat16"}'], 'model_init_kwargs', dict(dtype='bfloat16')), (['--dataset_num_proc', '2'], 'dataset_num_proc', 2),
+    (['--truncation_mode', 'keep_end'], 'truncation_mode', 'keep_end'), (['--disable_dropout', 'false'], 'disable_dropout', False),
+    (['--logging_steps', '0.1'], 'logging_steps', .1), (['--learning_rate', '1e-5'], 'learning_rate', 1e-5)])
+def test_flags(tmp_path, argv, field, value): assert getattr(parse('--output_dir', tmp_path, *argv), field) == value
+
+
+def test_every_field_has_a_help_that_argparse_can_print(capsys):
+    with pytest.raises(SystemExit): parse('--help')
+    shown = capsys.readouterr().out
+    for f in dataclasses.fields(DPOConfig):
+        if f.name not in TrainingArguments.__dataclass_fields__: assert f.metadata['help'] and f'--{f.name}' in shown
+
+
+def test_the_defaults_survive_a_yaml_file(tmp_path):
+    c = DPOConfig(str(tmp_path))
+    (tmp_path/'c.yaml').write_text(f'output_dir: {tmp_path}\nmax_length: null\nbeta: 0.2\nloss_type: [sigmoid]\nmodel_init_kwargs: {{dtype: bfloat16}}\n')
+    y = HfArgumentParser(DPOConfig).parse_yaml_file(str(tmp_path/'c.yaml'))[0]
+    changed = {k for k, v in y.to_dict().items() if v != c.to_dict()[k]}
+    assert changed == {'max_length', 'beta', 'model_init_kwargs'} and y.model_init_kwargs == dict(dtype='bfloat16')
+
+
+def half(p, *, beta=0.1): return p.delta*beta/2
+
+
+def test_json_pickle_and_replace(tmp_path):
+    c = DPOConfig(str(tmp_path), loss_type=['sigmoid', half], beta=.3)
+    assert json.loads(c.to_json_string())['loss_type'] == ['sigmoid', 'half']
+    d = pickle.loads(pickle.dumps(c))
+    assert d.to_dict() == c.to_dict() and d.loss_type[1] is half
+    e = dataclasses.replace(c, beta=.2)
+    assert {k for k, v in e.to_dict().items() if v != c.to_dict()[k]} <= {'beta', 'logging_dir'} and e.loss_type == c.loss_type
+
+
+@pytest.mark.parametrize('name', [l for l in trl_losses if l != 'sigmoid'])
+def test_losses_without_a_page_are_refused_by_name(tmp_path, name):
+    from dpo_nb.losses.registry import losses
+    if name in losses: pytest.skip('has its page now')
+    with pytest.raises(NotImplementedError, match=repr(name)): DPOConfig(str(tmp_path), loss_type=name)
+
+
+@pytest.mark.parametrize('field', not_yet)
+def test_fields_without_a_page_are_refused_by_name(tmp_path, field):
+    legal = not_yet[field]
+    other = {bool: True, float: .123, int: 7, str: 'js_divergence', type(None): .5}[type(legal)]
+    with pytest.raises(NotImplementedError, match=f'{field}=.*leave it at {legal!r}'): DPOConfig(str(tmp_path), **{field: other})
+    assert getattr(DPOConfig(str(tmp_path), **{field: legal}), field) == legal
+
+
+@pytest.mark.parametrize('kw, error, says', [
+    (dict(beta=0), ValueError, 'beta=0 must be > 0'), (dict(beta=-.1), ValueError, 'must be > 0'), (dict(max_length=1), ValueError, 'at least 2'),
+    (dict(max_length=0), ValueError, 'max_length=0'), (dict(truncation_mode='left'), ValueError, "['keep_start', 'keep_end']"), (dict(loss_type='dpo'), ValueError, 'choose one of'),
+    (dict(loss_type=[]), ValueError, 'names no loss'), (dict(loss_type=['sigmoid'], loss_weights=[1, 1]), ValueError, 'one weight per loss'),
+    (dict(model_init_kwargs='{'), ValueError, 'not JSON'), (dict(model_init_kwargs='3'), TypeError, 'must be a dict')])
+def test_refused(tmp_path, kw, error, says):
+    with pytest.raises(error) as e: DPOConfig(str(tmp_path), **kw)
+    assert says in str(e.value)
