@@ -412,9 +412,8 @@ def test_browser_opens_it_quietly(tab, tmp_path, word):
     path.write_text(a_report(word), encoding='utf-8')
     tab.goto(path.as_uri(), wait_until='load')
     assert tab.noted == [] and tab.asked == [path.as_uri()]
-    assert tab.locator('main').bounding_box()['width'] <= tab.viewport_size['width']
-    sideways = tab.locator('html').bounding_box()['width'] - tab.viewport_size['width']
-    assert sideways <= 0
+    wide = 'es => es.filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => `${e.tagName} ${e.className}`)'
+    assert tab.locator('body, body *:not(svg *)').evaluate_all(wide) == []
     shot = tab.screenshot(full_page=True)
     assert len(shot) > 20_000
     assert len(tab.pdf(format='A4')) > 10_000
@@ -459,3 +458,15 @@ def test_keys_walk_the_tokens_and_show_their_numbers(tab, tmp_path):
     assert tab.evaluate('getComputedStyle(document.activeElement, "::after").content') == '"−0.200"'
     tab.keyboard.press('Tab')
     assert tab.evaluate('document.activeElement.closest(".tokens").getAttribute("aria-label")') == 'tokens of the rejected answer of pair 1'
+
+
+def test_it_works_inside_a_frame_without_an_address(tab, tmp_path):
+    "As notebooks and the site embed it: sections are reached, and no second copy of the outer page is loaded."
+    from html import escape
+    path = tmp_path/'outer.html'
+    path.write_text(f'<!DOCTYPE html><title>outer</title><iframe width="800" height="400" srcdoc="{escape(a_report())}"></iframe>', encoding='utf-8')
+    tab.goto(path.as_uri(), wait_until='load')
+    frame = tab.frames[1]
+    frame.locator('nav a').last.click()
+    assert frame.url == 'about:srcdoc' and frame.evaluate('scrollY') > 400
+    assert tab.noted == [] and tab.asked == [path.as_uri()]

@@ -148,7 +148,7 @@ def _frame(X, Y, xs, ys, box, marks, fmt):
     "Grid, its numbers, exact because they are round, and the reference lines; steps are whole."
     def plain(t): return _tidy(f'{t:,.12g}')
     (l, r, _, bottom), say = box, {number: plain, _share: lambda t: plain(100*t)+'%'}.get(fmt, fmt)
-    rows = [f'<path class="grid" d="M{l} {Y(t):.1f}H{r}"/><text x="{l-6}" y="{Y(t)+4:.1f}" text-anchor="end">{say(t)}</text>' for t in ticks(*ys)]
+    rows = [f'<path class="grid" d="M{l} {Y(t):.1f}H{r}"/><text x="{l-6}" y="{Y(t)+4:.1f}" text-anchor="end">{say(t)}</text>' for t in ticks(*ys, 6)]
     foot = [f'<text x="{X(t):.1f}" y="{bottom+15}" text-anchor="middle">{plain(t)}</text>' for t in ticks(*xs) if t==int(t)]
     refs = [f'<path class="mark" d="M{l} {Y(y):.1f}H{r}"/><text x="{r+6}" y="{Y(y)+4:.1f}">{text}</text>' for y,text in marks]
     return ''.join(rows+foot+refs)
@@ -291,7 +291,7 @@ def shade(
 def _limit(pairs):
     "The size that one token in fifty exceeds."
     sizes = sorted(abs(r) for p in pairs for side in ('chosen', 'rejected') for _,r in p[side] if math.isfinite(r))
-    return (sizes[int(.98*(len(sizes)-1))] if sizes else 0.) or 1.
+    return (sizes[math.ceil(.98*len(sizes))-1] if sizes else 0.) or 1.
 
 # %% ../../nbs/train/56_report.ipynb #327c4822
 def token_html(

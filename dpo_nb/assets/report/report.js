@@ -43,4 +43,10 @@ for (const answer of document.querySelectorAll('.tokens')) {
   })
 }
 
+// In a frame without an address of its own (a notebook) a link to a section would load the outer page.
+if (location.protocol == 'about:') for (const a of document.querySelectorAll('nav a')) a.addEventListener('click', e => {
+  document.querySelector(a.hash).scrollIntoView()
+  e.preventDefault()
+})
+
 addEventListener('beforeprint', () => document.querySelectorAll('details.long').forEach(d => d.open = true))
