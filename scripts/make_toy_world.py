@@ -4,7 +4,7 @@
     python scripts/make_toy_world.py                          # rebuild dpo_nb/assets/tiny_reviews (about 6 minutes on 2 cores)
     python scripts/make_toy_world.py --out DIR --steps 5      # a quick, undertrained copy
 
-The same machine, library versions and arguments give the same bytes: one seed, two threads, no clock, no data from outside.
+The same machine, library versions and arguments give the same bytes: one seed, one thread, no clock, no data from outside.
 """
 import argparse, gzip, json, os, random, time
 from pathlib import Path
@@ -92,11 +92,11 @@ def make_model(tok, steps, seed=2, bs=32, lr=2e-3, warmup=50):
     return model.eval()
 
 
-def make_pairs(model, tok, split, n, noise, seed):
+def make_pairs(model, tok, split, n, noise, seed, rounds=100):
     "Pairs of two reviews that the model itself wrote for one prompt, labelled by the known reward; `noise` of the labels are swapped."
     prompts, rows, seen = toy_prompts(split), [], set()
     rng = random.Random(seed)
-    for round_ in range(100):
+    for round_ in range(rounds):
         ps = rng.choices(prompts, k=400)
         texts = sample_reviews(model, tok, ps, n=2, seed=1000*seed+round_)
         for p,a,b in zip(ps, texts[::2], texts[1::2]):
@@ -106,7 +106,7 @@ def make_pairs(model, tok, split, n, noise, seed):
             if ra < rb: a, b, ra, rb = b, a, rb, ra
             rows.append(dict(prompt=p, chosen=a, rejected=b, reward_chosen=round(ra, 4), reward_rejected=round(rb, 4), flipped=False))
         if len(rows)==n: break
-    else: raise RuntimeError(f'only {len(rows)} of {n} pairs after 100 rounds; the model writes too little, train it for more steps')
+    else: raise RuntimeError(f'only {len(rows)} of {n} pairs after {rounds} rounds; the model writes too little, train it for more steps')
     for i in rng.sample(range(n), round(noise*n)):
         r = rows[i]
         rows[i] = dict(prompt=r['prompt'], chosen=r['rejected'], rejected=r['chosen'],
@@ -124,17 +124,18 @@ def write_rows(rows, path):
 def main(args=None):
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--out', type=Path, default=Path(__file__).resolve().parents[1]/'dpo_nb'/'assets'/'tiny_reviews')
-    ap.add_argument('--steps', type=int, default=1500, help='training steps of the model')
+    ap.add_argument('--steps', type=int, default=1200, help='training steps of the model')
     ap.add_argument('--train', type=int, default=2000, help='training pairs')
     ap.add_argument('--test', type=int, default=300, help='test pairs')
     ap.add_argument('--noise', type=float, default=.1, help='share of training labels swapped')
     a = ap.parse_args(args)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1) # one order of summation, whatever the machine is doing
     torch.use_deterministic_algorithms(True)
     tok = make_tokenizer()
     model = make_model(tok, a.steps)
     a.out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(a.out/'model'); tok.save_pretrained(a.out/'model')
+    for p in (a.out/'model').iterdir(): p.chmod(0o644)
     if a.train: write_rows(make_pairs(model, tok, 'train', a.train, a.noise, seed=3), a.out/'train.jsonl.gz')
     if a.test: write_rows(make_pairs(model, tok, 'test', a.test, 0., seed=4), a.out/'test.jsonl.gz')
 
