@@ -21,6 +21,7 @@ def train(lib, folder, data, evals=None, peft_config=None, **kw):
     model = load_toy_model() if peft_config is None else toy_path()
     t = lib.DPOTrainer(model, args=args, train_dataset=data, eval_dataset=evals, processing_class=load_toy_tokenizer(), peft_config=peft_config)
     t.train()
+    if evals is not None: t.state.log_history.append({k: v for k, v in t.evaluate().items() if k != 'epoch'} | dict(step=t.state.global_step))
     return t.state.log_history
 
 
