@@ -4,7 +4,8 @@ VENV   ?= .venv
 ARGS   ?=
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# Two notebooks run side by side, and idle threads that spin would take the cores from each other.
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_WAIT_POLICY=PASSIVE
 PACKAGING := settings.ini setup.py pyproject.toml constraints.txt
 PORT   ?= 8000
 
@@ -36,7 +37,7 @@ test: notebooks  ## every notebook, then every test
 	@$(MAKE) --no-print-directory pytest
 
 notebooks: $(VENV)/.installed-dev  ## run every notebook as a test
-	$(OFFLINE) $(BIN)/nbdev_test --do_print
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/nbdev_test --do_print
 
 pytest: $(VENV)/.installed-dev  ## run only tests/ (ARGS="-k toy")
 	$(OFFLINE) $(BIN)/python -m pytest $(ARGS)

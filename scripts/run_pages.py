@@ -18,7 +18,7 @@ from execnb.nbio import dict2nb, nb2str
 from project import ROOT, directives, pages, settings
 
 SKIP = set(settings()['tst_flags'].split())  # such cells keep the outputs they have
-QUIET = dict(HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1', TOKENIZERS_PARALLELISM='false', PYTHONHASHSEED='0',
+QUIET = dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', HF_HUB_OFFLINE='1', HF_DATASETS_OFFLINE='1', TOKENIZERS_PARALLELISM='false', PYTHONHASHSEED='0',
              HF_DATASETS_DISABLE_PROGRESS_BARS='1', HF_HUB_DISABLE_PROGRESS_BARS='1', TQDM_DISABLE='1', CUDA_VISIBLE_DEVICES='')
 
 
