@@ -28,14 +28,15 @@ def train(lib, folder, data, evals=None, peft_config=None, **kw):
 def assert_same(ours, theirs, tol=1e-4):
     """Every logged number of every step, within a relative tolerance.
 
-    Rewards near 0 are differences of fp32 log-probs around −30 nats, whose spacing is 2e-6 nats: hence the absolute floor."""
+    Rewards near 0 are differences of fp32 log-probs around −30 nats, whose spacing is 2e-6 nats, and a margin has four of them: hence the
+    absolute floor."""
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs):
         assert a['step'] == b['step']
         timing = {k for k in b if k.split('_', 1)[-1] in ('runtime', 'samples_per_second', 'steps_per_second') or k == 'total_flos'}
         assert set(b) <= set(a), set(b) - set(a)
         for k in set(b) - timing:
-            assert math.isclose(a[k], b[k], rel_tol=tol, abs_tol=2e-6), (a['step'], k, a[k], b[k])
+            assert math.isclose(a[k], b[k], rel_tol=tol, abs_tol=5e-6), (a['step'], k, a[k], b[k])
 
 
 def plain(row):
