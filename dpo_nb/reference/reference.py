@@ -58,11 +58,13 @@ def changes_base(
 def add_ref_adapter(
     model, # A `PeftModel` with one active adapter
 )->None:
-    "Keep a frozen copy of the active adapter under the name `ref`: continuing an adapter must not fall back to the base model."
+    "Keep a frozen copy of the active adapter under the name `ref`, so that the reference does not fall back to the base model."
     if 'ref' in model.peft_config:
-        raise ValueError("the model already has an adapter named 'ref', perhaps from an earlier trainer; model.delete_adapter('ref') makes room for a copy of the current one")
+        raise ValueError("the model already has an adapter named 'ref', perhaps from an earlier trainer; "
+                         "model.delete_adapter('ref') makes room for a copy of the current one")
     if len(model.active_adapters) != 1:
-        raise ValueError(f"the model has {len(model.active_adapters)} active adapters {model.active_adapters}; activate the one to train: model.set_adapter(name)")
+        raise ValueError(f"the model has {len(model.active_adapters)} active adapters {model.active_adapters}; "
+                         "activate the one to train: model.set_adapter(name)")
     now = model.active_adapters[0]
     config = deepcopy(model.peft_config[now])
     if changes_base(config): config.init_lora_weights = True  # or it would take weights out of the base once more

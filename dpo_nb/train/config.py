@@ -26,8 +26,9 @@ def cpu_flags(
 )->set[str]: # Instruction-set flags; empty on other systems
     "What the processor says it can do."
     try:
-        with open(path) as f: return next((set(l.split(':')[1].split()) for l in f if l.lower().startswith(('flags','features'))), set())
-    except OSError: return set()
+        with open(path) as f: lines = [l for l in f if l.lower().startswith(('flags', 'features'))]
+    except OSError: lines = []
+    return set(lines[0].split(':')[1].split()) if lines else set()
 
 # %% ../../nbs/train/52_config.ipynb #5cd8d79b
 def native_bf16(
@@ -47,19 +48,21 @@ def resolve_bf16(
     c, # A `DPOConfig`
 )->bool: # Whether to autocast to bfloat16
     "What the user asked for; unasked, what the hardware does natively. Also sends a CPU-only machine to the CPU."
-    accelerator = torch.cuda.is_available() or torch.backends.mps.is_available() or (hasattr(torch, 'xpu') and torch.xpu.is_available())
-    if not accelerator: c.use_cpu = True
+    makers = (torch.cuda, torch.backends.mps, *([torch.xpu] if hasattr(torch, 'xpu') else []))
+    if not any(m.is_available() for m in makers): c.use_cpu = True
     if c.bf16 is not None: return c.bf16
     native, found = native_bf16(c.use_cpu)
     say = logger.info if native or c.use_cpu or c.fp16 else logger.warning
-    say(f"bf16={native and not c.fp16}: {found}" + (', fp16 asked for' if c.fp16 else '' if native else ' does not compute in bfloat16; set bf16 to choose yourself'))
+    why = ', fp16 asked for' if c.fp16 else '' if native else ' does not compute in bfloat16; set bf16 to choose yourself'
+    say(f"bf16={native and not c.fp16}: {found}{why}")
     return native and not c.fp16
 
 # %% ../../nbs/train/52_config.ipynb #f435d879
 not_yet = dict(  # field → default; another value is refused until its page is written
-    padding_free=False, precompute_ref_log_probs=False, precompute_ref_batch_size=None, ld_alpha=None, f_divergence_type='reverse_kl',
-    f_alpha_divergence_coef=0.5, label_smoothing=0.0, use_weighting=False, discopop_tau=0.05, activation_offloading=False,
-    sync_ref_model=False, ref_model_mixup_alpha=0.6, ref_model_sync_steps=512, router_aux_loss_coef=None)
+    padding_free=False, precompute_ref_log_probs=False, precompute_ref_batch_size=None, ld_alpha=None,
+    f_divergence_type='reverse_kl', f_alpha_divergence_coef=0.5, label_smoothing=0.0, use_weighting=False,
+    discopop_tau=0.05, activation_offloading=False, sync_ref_model=False, ref_model_mixup_alpha=0.6,
+    ref_model_sync_steps=512, router_aux_loss_coef=None)
 
 # %% ../../nbs/train/52_config.ipynb #d5cb61ed
 trl_losses = ('sigmoid','hinge','ipo','exo_pair','nca_pair','robust','bco_pair','sppo_hard','aot','aot_unpaired',
@@ -72,7 +75,8 @@ def whole_number(
     words:tuple=('none',), # Texts that mean None
 )->int|None: # The number
     "A whole number or None, also if it comes as text."
-    if isinstance(value, str): value = None if value.lower() in words else value if not value.lstrip('-').isdigit() else int(value)
+    if isinstance(value, str) and value.lower() in words: return None
+    if isinstance(value, str) and value.isdigit(): value = int(value)
     if value is None or isinstance(value, int) and not isinstance(value, bool) and value > 0: return value
     raise ValueError(f"{name}={value!r} must be a whole number above 0, or None")
 
@@ -83,7 +87,8 @@ def keyword_arguments(
 )->dict|None: # The keyword arguments
     "A dict or None, also if it comes as JSON."
     try: value = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as e: raise ValueError(f"{name}={value!r} is not JSON: {e}; write it like {{\"dtype\": \"bfloat16\"}}") from None
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{name}={value!r} is not JSON: {e}; write it like " '{"dtype": "bfloat16"}') from None
     if value is None or isinstance(value, dict): return value
     raise TypeError(f"{name} must be a dict, or JSON of one, got {type(value).__name__}")
 
@@ -96,60 +101,73 @@ def check_config(
     if c.truncation_mode not in ('keep_start','keep_end'):
         raise ValueError(f"truncation_mode={c.truncation_mode!r} is unknown; choose one of ['keep_start', 'keep_end']")
     if c.max_length is not None and c.max_length < 2:
-        raise ValueError(f"max_length={c.max_length} leaves no room for a prompt and an answer; give at least 2, or None for no limit")
+        raise ValueError(f"max_length={c.max_length} leaves no room for a prompt and an answer; "
+                         "give at least 2, or None for no limit")
     if not c.loss_type: raise ValueError("loss_type=[] names no loss; choose one or several, such as 'sigmoid'")
     for t in c.loss_type:
-        if t in trl_losses and t!='sigmoid': raise NotImplementedError(f"loss_type={t!r} has no page yet; 'sigmoid' or a function works in this version")
+        if t in trl_losses and t!='sigmoid':
+            raise NotImplementedError(f"loss_type={t!r} has no page yet; 'sigmoid' or a function works in this version")
         get_loss(t)
     if c.loss_weights is not None and len(c.loss_weights)!=len(c.loss_type):
-        raise ValueError(f"loss_weights has {len(c.loss_weights)} entries for {len(c.loss_type)} losses {c.loss_type}; give one weight per loss")
+        raise ValueError(f"loss_weights has {len(c.loss_weights)} entries for {len(c.loss_type)} losses {c.loss_type}; "
+                         "give one weight per loss")
     for k,v in not_yet.items():
-        if getattr(c, k)!=v: raise NotImplementedError(f"{k}={getattr(c, k)!r} is not implemented in this version; leave it at {v!r}")
+        if (given := getattr(c, k))!=v:
+            raise NotImplementedError(f"{k}={given!r} is not implemented in this version; leave it at {v!r}")
 
 # %% ../../nbs/train/52_config.ipynb #a300beaa
+def _option(default, help, **argparse):
+    "A field with a help text; a function makes its own default, the rest goes to the command line."
+    d = dict(default_factory=default) if callable(default) else dict(default=default)
+    return field(**d, metadata=dict(help=help, **argparse))
+
 @dataclass
 class DPOConfig(TrainingArguments):
     "Arguments of a DPO run: `TrainingArguments` plus the fields below; names and defaults as in TRL 1.16.0."
     _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ['model_init_kwargs']
 
     # Defaults that differ from TrainingArguments
-    learning_rate: float = field(default=1e-6, metadata={'help': 'Peak learning rate of AdamW.'})
-    logging_steps: float = field(default=10, metadata={'help': 'Log every so many optimizer steps; below 1, a share of all steps.'})
-    gradient_checkpointing: bool = field(default=True, metadata={'help': 'Recompute activations in the backward pass: less memory, more time.'})
-    bf16: bool|None = field(default=None, metadata={'help': 'bfloat16 autocast. Unset: on if the hardware computes it natively and fp16 is off.', 'nargs': '?', 'const': True})
+    learning_rate: float = _option(1e-6, 'Peak learning rate of AdamW.')
+    logging_steps: float = _option(10, 'Log every so many optimizer steps; below 1, a share of all steps.')
+    gradient_checkpointing: bool = _option(True, 'Recompute activations in the backward pass: less memory, more time.')
+    bf16: bool|None = _option(None,
+        'bfloat16 autocast. Unset: on if the hardware computes it natively and fp16 is off.', nargs='?', const=True)
 
     # Model
-    model_init_kwargs: dict[str, Any]|str|None = field(default=None, metadata={'help': 'Keyword arguments for from_pretrained when the model is given by name; a dict or JSON.'})
-    trust_remote_code: bool = field(default=False, metadata={'help': 'Allow code that comes with a model or tokenizer.'})
-    disable_dropout: bool = field(default=True, metadata={'help': 'Switch all dropout off in policy and reference.'})
-    router_aux_loss_coef: float|None = field(default=None, metadata={'help': 'Weight of the load-balancing loss of mixture-of-experts models.'})
+    model_init_kwargs: dict[str, Any]|str|None = _option(None,
+        'Keyword arguments for from_pretrained when the model is given by name; a dict or JSON.')
+    trust_remote_code: bool = _option(False, 'Allow code that comes with a model or tokenizer.')
+    disable_dropout: bool = _option(True, 'Switch all dropout off in policy and reference.')
+    router_aux_loss_coef: float|None = _option(None, 'Weight of the load-balancing loss of mixture-of-experts models.')
 
     # Data
-    dataset_num_proc: int|None = field(default=None, metadata={'help': 'Processes that prepare the dataset.'})
-    pad_token: str|None = field(default=None, metadata={'help': 'Token to pad with. Unset: the tokenizer\'s pad token, else its eos token.'})
-    max_length: int|str|None = field(default=1024, metadata={'help': 'Longest prompt+answer in tokens; longer ones are cut. None: no limit.'})
-    truncation_mode: str = field(default='keep_start', metadata={'help': 'Which end survives the cut.', 'choices': ['keep_start', 'keep_end']})
-    padding_free: bool = field(default=False, metadata={'help': 'Compute no padding at all.'})
-    pad_to_multiple_of: int|str|None = field(default=None, metadata={'help': 'Round the padded length up to a multiple.'})
-    precompute_ref_log_probs: bool = field(default=False, metadata={'help': 'Compute the reference log-probabilities once, before training.'})
-    precompute_ref_batch_size: int|None = field(default=None, metadata={'help': 'Pairs per batch while precomputing.'})
+    dataset_num_proc: int|None = _option(None, 'Processes that prepare the dataset.')
+    pad_token: str|None = _option(None, 'Token to pad with. Unset: the tokenizer\'s pad token, else its eos token.')
+    max_length: int|str|None = _option(1024, 'Longest prompt+answer in tokens; longer ones are cut. None: no limit.')
+    truncation_mode: str = _option('keep_start', 'Which end survives the cut.', choices=['keep_start', 'keep_end'])
+    padding_free: bool = _option(False, 'Compute no padding at all.')
+    pad_to_multiple_of: int|str|None = _option(None, 'Round the padded length up to a multiple.')
+    precompute_ref_log_probs: bool = _option(False, 'Compute the reference log-probabilities once, before training.')
+    precompute_ref_batch_size: int|None = _option(None, 'Pairs per batch while precomputing.')
 
     # Loss
-    loss_type: list[str] = field(default_factory=lambda: ['sigmoid'], metadata={'help': 'One loss or several: ' + ', '.join(trl_losses) + '.'})
-    loss_weights: list[float]|None = field(default=None, metadata={'help': 'One weight per loss. Unset: 1 each.'})
-    beta: float = field(default=0.1, metadata={'help': 'Logit per nat: how soon a pair counts as learned. Larger keeps the policy closer to the reference.'})
-    ld_alpha: float|None = field(default=None, metadata={'help': 'LD-DPO: weight in [0, 1] of the tokens beyond the shorter answer\'s length.'})
-    f_divergence_type: str = field(default='reverse_kl', metadata={'help': 'Divergence that keeps the policy near the reference.', 'choices': ['reverse_kl', 'forward_kl', 'js_divergence', 'alpha_divergence']})
-    f_alpha_divergence_coef: float = field(default=0.5, metadata={'help': 'Exponent of the alpha divergence.'})
-    label_smoothing: float = field(default=0.0, metadata={'help': 'Assumed share of flipped labels, for the losses that use it.'})
-    use_weighting: bool = field(default=False, metadata={'help': 'WPO: weigh each pair by how likely the policy is to write it.'})
-    discopop_tau: float = field(default=0.05, metadata={'help': 'Temperature of the discopop loss.'})
+    loss_type: list[str] = _option(lambda: ['sigmoid'], 'One loss or several: ' + ', '.join(trl_losses) + '.')
+    loss_weights: list[float]|None = _option(None, 'One weight per loss. Unset: 1 each.')
+    beta: float = _option(0.1,
+        'Logit per nat: how soon a pair counts as learned. Larger keeps the policy closer to the reference.')
+    ld_alpha: float|None = _option(None, 'LD-DPO: weight in [0, 1] of the tokens beyond the shorter answer\'s length.')
+    f_divergence_type: str = _option('reverse_kl',
+        'Divergence that keeps the policy near the reference.', choices=['reverse_kl', 'forward_kl', 'js_divergence', 'alpha_divergence'])
+    f_alpha_divergence_coef: float = _option(0.5, 'Exponent of the alpha divergence.')
+    label_smoothing: float = _option(0.0, 'Assumed share of flipped labels, for the losses that use it.')
+    use_weighting: bool = _option(False, 'WPO: weigh each pair by how likely the policy is to write it.')
+    discopop_tau: float = _option(0.05, 'Temperature of the discopop loss.')
 
     # Reference
-    sync_ref_model: bool = field(default=False, metadata={'help': 'TR-DPO: move the reference towards the policy now and then.'})
-    ref_model_mixup_alpha: float = field(default=0.6, metadata={'help': 'TR-DPO: share of the policy in the new reference.'})
-    ref_model_sync_steps: int = field(default=512, metadata={'help': 'TR-DPO: steps between moves.'})
-    activation_offloading: bool = field(default=False, metadata={'help': 'Keep activations in CPU memory until the backward pass.'})
+    sync_ref_model: bool = _option(False, 'TR-DPO: move the reference towards the policy now and then.')
+    ref_model_mixup_alpha: float = _option(0.6, 'TR-DPO: share of the policy in the new reference.')
+    ref_model_sync_steps: int = _option(512, 'TR-DPO: steps between moves.')
+    activation_offloading: bool = _option(False, 'Keep activations in CPU memory until the backward pass.')
 
     def __post_init__(self):
         if not isinstance(self.loss_type, (list, tuple)): self.loss_type = [self.loss_type]
@@ -158,8 +176,8 @@ class DPOConfig(TrainingArguments):
         self.model_init_kwargs = keyword_arguments('model_init_kwargs', self.model_init_kwargs)
         check_config(self)
         self.bf16 = resolve_bf16(self)
-        for k in ('checkpointing', 'checkpointing_kwargs') if 'activation_checkpointing' in self.__dataclass_fields__ else ():
-            if getattr(self, f'activation_{k}') is None: setattr(self, f'activation_{k}', getattr(self, f'gradient_{k}'))
+        for new in {'activation_checkpointing', 'activation_checkpointing_kwargs'} & set(self.__dataclass_fields__):
+            if getattr(self, new) is None: setattr(self, new, getattr(self, new.replace('activation', 'gradient')))
         super().__post_init__()
 
     def to_dict(self)->dict: # As TrainingArguments', for loggers and files

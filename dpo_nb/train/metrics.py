@@ -7,7 +7,7 @@ __all__ = ['glossary', 'pair_sums', 'token_sums', 'MetricLog', 'Metric']
 
 # %% ../../nbs/train/51_metrics.ipynb #79fd412d
 from collections import defaultdict
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,23 +49,24 @@ class MetricLog:
         reduce=lambda x: x, # Sums a tensor over processes
     )->None:
         "One batch: sum over processes, divide; nothing is moved to the CPU yet."
-        t = torch.stack([torch.stack([n.detach().float(), d.float()]) for n,d in [*sums.values(), (num_tokens, num_tokens)]])  # [K+1,2]
-        t = reduce(t)
+        both = [*sums.values(), (num_tokens, num_tokens)]
+        t = reduce(torch.stack([torch.stack([n.detach().float(), d.float()]) for n,d in both]))  # [K+1,2]
         for k,v in zip(sums, t[:-1,0]/t[:-1,1].clamp(min=1)): self.batches[mode][k].append(v)
         if mode=='train': self.num_tokens = self.num_tokens + t[-1,0].long()
 
     def pop(self,
         mode:str, # 'train' or 'eval'
-    )->dict[str, float]: # metric → mean over the batches since the last call; num_tokens counts all training tokens so far
+    )->dict[str, float]: # metric → mean over the batches since the last call; num_tokens counts all training so far
         "Read the averages and start anew; the token count goes on."
         out = {k: sum(torch.stack(v).tolist())/len(v) for k,v in self.batches[mode].items()}
         self.batches[mode].clear()
         return out | dict(num_tokens=int(self.num_tokens)) if out else {}
 
 # %% ../../nbs/train/51_metrics.ipynb #699e3094
-class Metric(NamedTuple):
+@dataclass(frozen=True)
+class Metric:
     "One logged number, explained."
-    code:str # Expression over a batch: `p` is its `PairLogps`, `s` its `TokenScores`, `beta` the config's
+    code:str # Expression; `p` is the batch's `PairLogps`, `s` its `TokenScores`; empty if `Trainer` computes it
     unit:str # Unit
     start:str # Value at step 0
     wanted:str # Which way it should go
@@ -73,19 +74,34 @@ class Metric(NamedTuple):
 
 # %% ../../nbs/train/51_metrics.ipynb #e902b489
 glossary = {
- 'loss': Metric('sigmoid_loss(p, beta=beta).mean()', 'nats', 'ln 2 = 0.6931', 'falls', 'a measure of quality; nor comparable between values of beta or kinds of loss'),
- 'grad_norm': Metric('', 'loss per weight', '> 0', 'any', 'zero at step 0: the slope is steepest there. It is measured before clipping'),
- 'learning_rate': Metric('', 'weight per step', 'as scheduled', 'as scheduled', 'the size of a step: Adam divides by the gradient\'s own size'),
- 'epoch': Metric('', 'passes over the data', '0', 'rises', 'a count of log entries'),
- 'num_tokens': Metric('batch["attention_mask"].sum()', 'tokens', 'first batch', 'rises', 'without prompts: it counts every token that is not padding, the prompt twice per pair'),
- 'rewards/chosen': Metric('(beta*(p.chosen-p.ref_chosen)).mean()', 'beta·nats', '0', 'any', 'a score of the answer; it may fall while all goes well'),
- 'rewards/rejected': Metric('(beta*(p.rejected-p.ref_rejected)).mean()', 'beta·nats', '0', 'falls', 'a probability: −35 at beta 0.1 is a factor of e^−350'),
- 'rewards/margins': Metric('(beta*p.delta).mean()', 'beta·nats', '0', 'rises', 'better when larger without end: beyond a few units the loss is flat'),
- 'rewards/accuracies': Metric('(p.delta>0).float().mean()', 'share of pairs', '0, all are ties', 'rises from about ½', 'a share of good generated answers; nor broken when it is 0 at the first step'),
- 'logps/chosen': Metric('p.chosen.mean()', 'nats per answer', 'the model\'s', 'near its start', 'a mean over tokens: it is a sum over each answer\'s tokens, so long answers weigh more'),
- 'logps/rejected': Metric('p.rejected.mean()', 'nats per answer', 'the model\'s', 'falls', 'comparable with logps/chosen, if the lengths differ'),
- 'logits/chosen': Metric('s.mean_logit.chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()', 'logits', 'the model\'s', 'any', 'of use: adding a constant to all logits changes it and no probability'),
- 'logits/rejected': Metric('s.mean_logit.chunk(2)[1].sum()/s.mask.chunk(2)[1].sum()', 'logits', 'the model\'s', 'any', 'of use, likewise'),
- 'entropy': Metric('s.entropy.sum()/s.mask.sum()', 'nats per token', 'the model\'s', 'slowly falls', 'the diversity of samples, though near 0 it warns of a collapse'),
- 'mean_token_accuracy': Metric('s.top1.chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()', 'share of chosen tokens', 'the model\'s', 'any', 'rewards/accuracies; it says how often the next chosen token was the likeliest'),
+    'loss': Metric('sigmoid_loss(p, beta=beta).mean()', 'nats', 'ln 2 = 0.6931', 'falls',
+        'a measure of quality; nor comparable between values of beta or kinds of loss'),
+    'grad_norm': Metric('', 'loss per weight', '> 0', 'any',
+        'zero at step 0: the slope is steepest there. It is measured before clipping'),
+    'learning_rate': Metric('', 'weight per step', 'as scheduled', 'as scheduled',
+        "the size of a step: Adam divides by the gradient's own size"),
+    'epoch': Metric('', 'passes over the data', '0', 'rises',
+        'a count of log entries'),
+    'num_tokens': Metric('batch["attention_mask"].sum()', 'tokens', 'first batch', 'rises',
+        'without prompts: it counts every token that is not padding, the prompt twice per pair'),
+    'rewards/chosen': Metric('(beta*(p.chosen-p.ref_chosen)).mean()', 'beta·nats', '0', 'any',
+        'a score of the answer; it may fall while all goes well'),
+    'rewards/rejected': Metric('(beta*(p.rejected-p.ref_rejected)).mean()', 'beta·nats', '0', 'falls',
+        'a probability: −35 at beta 0.1 is a factor of e^−350'),
+    'rewards/margins': Metric('(beta*p.delta).mean()', 'beta·nats', '0', 'rises',
+        'better when larger without end: beyond a few units the loss is flat'),
+    'rewards/accuracies': Metric('(p.delta>0).float().mean()', 'share of pairs', '0, all are ties', 'rises from about ½',
+        'a share of good generated answers; nor broken when it is 0 at the first step'),
+    'logps/chosen': Metric('p.chosen.mean()', 'nats per answer', "the model's", 'near its start',
+        "a mean over tokens: it is a sum over each answer's tokens, so long answers weigh more"),
+    'logps/rejected': Metric('p.rejected.mean()', 'nats per answer', "the model's", 'falls',
+        'comparable with logps/chosen, if the lengths differ'),
+    'logits/chosen': Metric('s.mean_logit.chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()', 'logits', "the model's", 'any',
+        'of use: adding a constant to all logits changes it and no probability'),
+    'logits/rejected': Metric('s.mean_logit.chunk(2)[1].sum()/s.mask.chunk(2)[1].sum()', 'logits', "the model's", 'any',
+        'of use, likewise'),
+    'entropy': Metric('s.entropy.sum()/s.mask.sum()', 'nats per token', "the model's", 'slowly falls',
+        'the diversity of samples, though near 0 it warns of a collapse'),
+    'mean_token_accuracy': Metric('s.top1.chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()', 'share of chosen tokens', "the model's", 'any',
+        'rewards/accuracies; it says how often the next chosen token was the likeliest'),
 }

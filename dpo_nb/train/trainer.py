@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
-from transformers import (AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback,
-                          set_seed)
+from transformers import (AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer,
+                          TrainerCallback, set_seed)
 from transformers.utils import logging
 
 from ..data.collator import DataCollatorForPreference
@@ -43,10 +43,12 @@ def check_dataset(
     name:str='train_dataset', # The argument, for the message
 )->None:
     "Raise unless it is a dataset with rows."
+    kind = type(dataset).__name__
     if isinstance(dataset, dict):
-        raise TypeError(f"{name} is a {type(dataset).__name__} of {list(dataset)}; pass one of them, such as {name}=dataset[{next(iter(dataset), 'train')!r}]")
+        raise TypeError(f"{name} is a {kind} of {list(dataset)}; pass one of them, such as dataset[{next(iter(dataset), 'train')!r}]")
     if not isinstance(dataset, (Dataset, IterableDataset)):
-        raise TypeError(f"{name} must be a datasets.Dataset or IterableDataset, got {type(dataset).__name__}; Dataset.from_list makes one from a list of dicts")
+        raise TypeError(f"{name} must be a datasets.Dataset or IterableDataset, got {kind}; "
+                        "Dataset.from_list makes one from a list of dicts")
     if isinstance(dataset, Dataset) and not len(dataset): raise ValueError(f"{name} has no rows")
 
 # %% ../../nbs/train/53_trainer.ipynb #b6e0bf1b
@@ -54,7 +56,8 @@ def check_train_dataset(
     dataset, # What the user passed as `train_dataset`
 )->None:
     "Raise unless there is something to train on."
-    if dataset is None: raise ValueError("train_dataset is missing; pass a datasets.Dataset with columns prompt, chosen, rejected")
+    if dataset is None:
+        raise ValueError("train_dataset is missing; pass a datasets.Dataset with columns prompt, chosen, rejected")
     check_dataset(dataset)
 
 # %% ../../nbs/train/53_trainer.ipynb #bb0fbf36
@@ -66,10 +69,12 @@ def resolve_model(
     "Load the model if it was given by name: in fp32 unless `model_init_kwargs` says otherwise."
     if not isinstance(model, str):
         if args.model_init_kwargs: logger.warning("model_init_kwargs is ignored, because the model is already an object")
-        if quantization_config: raise ValueError("quantization_config needs a model given by name or folder; this one is already loaded")
+        if quantization_config:
+            raise ValueError("quantization_config needs a model given by name or folder; this one is already loaded")
         return model
     kw = dict(dtype='float32', trust_remote_code=args.trust_remote_code) | (args.model_init_kwargs or {})
-    if quantization_config and 'quantization_config' in kw: raise ValueError("quantization_config is set twice, as an argument and in model_init_kwargs; set it once")
+    if quantization_config and 'quantization_config' in kw:
+        raise ValueError("quantization_config is set twice, as an argument and in model_init_kwargs; set it once")
     if quantization_config: kw['quantization_config'] = quantization_config
     return AutoModelForCausalLM.from_pretrained(model, **kw)
 
@@ -80,14 +85,19 @@ def resolve_tokenizer(
     args:DPOConfig,
 )->PreTrainedTokenizerBase: # With a pad token, which model and generation config share
     "Find the tokenizer and make sure that everybody pads with the same token."
-    name = model.config._name_or_path
-    if tokenizer is None and not name: raise ValueError("processing_class is missing, and the model has no name to load a tokenizer by; pass processing_class=tokenizer")
-    if tokenizer is None: tokenizer = AutoTokenizer.from_pretrained(name, revision=(args.model_init_kwargs or {}).get('revision', 'main'), trust_remote_code=args.trust_remote_code)
+    if tokenizer is None:
+        name, revision = model.config._name_or_path, (args.model_init_kwargs or {}).get('revision', 'main')
+        if not name:
+            raise ValueError("processing_class is missing, and the model has no name to load a tokenizer by; "
+                             "pass processing_class=tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise TypeError(f"processing_class must be a tokenizer, got {type(tokenizer).__name__}; image processors are not supported in this version")
+        raise TypeError(f"processing_class must be a tokenizer, got {type(tokenizer).__name__}; "
+                        "image processors are not supported in this version")
     pad = args.pad_token or tokenizer.pad_token or tokenizer.eos_token
     if pad not in tokenizer.get_vocab():
-        raise ValueError(f"pad_token={pad!r} is not in the tokenizer's vocabulary; add it first, or choose one that is, such as {tokenizer.eos_token!r}")
+        raise ValueError(f"pad_token={pad!r} is not in the tokenizer's vocabulary; "
+                         f"add it first, or choose one that is, such as {tokenizer.eos_token!r}")
     tokenizer.pad_token = pad
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None: model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -102,11 +112,14 @@ def resolve_adapter(
 ): # A `PreTrainedModel` or `PeftModel`
     "Put a new adapter on the model, or get the one it has ready for further training."
     if peft_config is not None:
-        if not isinstance(peft_config, PeftConfig): raise TypeError(f"peft_config must be a peft.PeftConfig such as LoraConfig, got {type(peft_config).__name__}")
+        if not isinstance(peft_config, PeftConfig):
+            raise TypeError(f"peft_config must be a peft.PeftConfig such as LoraConfig, got {type(peft_config).__name__}")
         if isinstance(model, PeftModel):
-            raise ValueError("model already has an adapter, and peft_config asks for another; merge the first with merge_and_unload(), or leave peft_config out to go on training it")
+            raise ValueError("model already has an adapter, and peft_config asks for another; "
+                             "merge the first with merge_and_unload(), or leave peft_config out to go on training it")
         if hasattr(model, 'peft_config'):
-            raise ValueError("model still carries an adapter from an earlier trainer, because PEFT changes models in place; load the model afresh")
+            raise ValueError("model still carries an adapter from an earlier trainer, because PEFT changes models in place; "
+                             "load the model afresh")
         model = get_peft_model(model, peft_config)
     if not isinstance(model, PeftModel): return model
     if ref_model is None and (peft_config is None or changes_base(peft_config)): add_ref_adapter(model)
@@ -128,16 +141,18 @@ def resolve_reference(
     args:DPOConfig,
 )->tuple: # (policy, reference model or None where the policy itself can answer as the reference)
     "Decide what the rewards are measured against: a passed model, a frozen copy, or the policy without its adapter."
-    if ref_model is model: raise ValueError("ref_model is the very object passed as model, so it would be trained too; leave ref_model out to get a frozen copy")
-    if ref_model is None and is_checkpoint(model.config._name_or_path):
-        logger.warning(f"{model.config._name_or_path} is a checkpoint of a run, and its half-trained weights become the reference; "
-                       "to continue that run, pass the model it started from and call train(resume_from_checkpoint=...)")
+    if ref_model is model:
+        raise ValueError("ref_model is the very object passed as model, so it would be trained too; "
+                         "leave ref_model out to get a frozen copy")
+    if ref_model is None and is_checkpoint(name := model.config._name_or_path):
+        logger.warning(f"{name} is a checkpoint of a run, and its half-trained weights become the reference; to continue that "
+                       "run, pass the model it started from and call train(resume_from_checkpoint=...)")
     model = resolve_adapter(model, ref_model, peft_config, args)
     if isinstance(ref_model, str): ref_model = resolve_model(ref_model, args)
     if ref_model is None and not isinstance(model, PeftModel): ref_model = frozen_copy(model)
-    if args.disable_dropout:
-        if off := disable_dropout(model): logger.warning(f"dropout is switched off in {len(off)} places, such as {off[0]}; disable_dropout=False keeps it")
-        if ref_model is not None: disable_dropout(ref_model)
+    off = disable_dropout(model) if args.disable_dropout else []
+    if off: logger.warning(f"dropout is switched off in {len(off)} places, such as {off[0]}; disable_dropout=False keeps it")
+    if args.disable_dropout and ref_model is not None: disable_dropout(ref_model)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("no parameter of the model requires a gradient, so nothing would be trained; call model.requires_grad_(True) "
                          "(merge_and_unload() leaves a model frozen), or pass a peft_config")
@@ -149,7 +164,8 @@ class ContinueTokenCount(TrainerCallback):
     def __init__(self, log:MetricLog): self.log = log
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if 'num_tokens' in state.stateful_callbacks: self.log.num_tokens = state.stateful_callbacks['num_tokens']['attributes']['count']
+        saved = state.stateful_callbacks.get('num_tokens')
+        if saved: self.log.num_tokens = saved['attributes']['count']
 
 # %% ../../nbs/train/53_trainer.ipynb #bd2fe301
 class DPOTrainer(Trainer):
@@ -178,12 +194,12 @@ class DPOTrainer(Trainer):
         model, ref_model = resolve_reference(model, ref_model, peft_config, args)
         self.losses = bind_losses(args.loss_type, args.loss_weights, beta=args.beta)
         self.metric_log, self.eval_prefix, self._tokenizer = MetricLog(), 'eval', tokenizer
-        super().__init__(
-            model=model, args=self.stream_args(args, train_dataset), processing_class=tokenizer,
-            data_collator=data_collator or DataCollatorForPreference(tokenizer.pad_token_id, args.max_length, args.truncation_mode, args.pad_to_multiple_of),
-            train_dataset=self.prepare(train_dataset, 'train', args), eval_dataset=self.prepare(eval_dataset, 'eval', args),
-            compute_metrics=compute_metrics, callbacks=[ContinueTokenCount(self.metric_log), *(callbacks or [])], optimizers=optimizers)
-        if self.args.n_gpu > 1: raise ValueError(f"one process sees {self.args.n_gpu} GPUs; start it with torchrun or accelerate launch, or show it one with CUDA_VISIBLE_DEVICES=0")
+        collator = data_collator or DataCollatorForPreference(tokenizer.pad_token_id, args.max_length, args.truncation_mode, args.pad_to_multiple_of)
+        super().__init__(model=model, args=self.stream_args(args, train_dataset), data_collator=collator, processing_class=tokenizer,
+                         train_dataset=self.prepare(train_dataset, 'train', args), eval_dataset=self.prepare(eval_dataset, 'eval', args),
+                         compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers)
+        self.add_callback(ContinueTokenCount(self.metric_log))
+        self.refuse_data_parallel()
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, so gradient accumulation averages it
         self.ref_model = None if ref_model is None else self.accelerator.prepare_model(ref_model, evaluation_mode=True)
         self.model.add_model_tags(self._tag_names)
@@ -197,16 +213,23 @@ class DPOTrainer(Trainer):
         args.accelerator_config.dispatch_batches = False
         return args
 
+    def refuse_data_parallel(self):
+        "Raise if `Trainer` would spread one process's batch over several GPUs."
+        if self.args.n_gpu > 1:
+            raise ValueError(f"one process sees {self.args.n_gpu} GPUs; start it with torchrun or accelerate launch, "
+                             "or show it one with CUDA_VISIBLE_DEVICES=0")
+
     def prepare(self, dataset, name, args):
         "Tokenize a dataset, or each of a dict of datasets."
         if dataset is None: return None
         if isinstance(dataset, dict): return {k: self.prepare(d, k, args) for k,d in dataset.items()}
         check_dataset(dataset, f'the {name} dataset')
-        return prepare_dataset(dataset, self._tokenizer, max_length=args.max_length, truncation_mode=args.truncation_mode, num_proc=args.dataset_num_proc, name=name)
+        return prepare_dataset(dataset, self._tokenizer, max_length=args.max_length, truncation_mode=args.truncation_mode,
+                               num_proc=args.dataset_num_proc, name=name)
 
     def _set_signature_columns_if_needed(self):
-        if self._signature_columns is None:
-            self._signature_columns = ['prompt_ids', 'chosen_ids', 'rejected_ids', 'ref_chosen_logps', 'ref_rejected_logps']
+        if self._signature_columns is None:  # the columns that `Trainer` does not throw away
+            self._signature_columns = 'prompt_ids chosen_ids rejected_ids ref_chosen_logps ref_rejected_logps'.split()
 
     def ref_scores(self, model, batch):
         "Log-probs of the batch's completions under the reference, token by token; `[2B,T-1]`, nats."
@@ -214,18 +237,21 @@ class DPOTrainer(Trainer):
         as_reference = ref_adapter(self.accelerator.unwrap_model(model)) if self.ref_model is None else nullcontext()
         with torch.no_grad(), as_reference, self.accelerator.autocast(): return score(ref, batch, stats=False)
 
+    @property
+    def mode(self): return 'train' if self.model.training else 'eval'
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "Batch → per-token log-probs → pairs → loss; the metrics are noted on the way."
         ref = self.ref_scores(model, inputs)  # before the policy, so that switching adapters cannot touch its graph
         with self.accelerator.autocast(): scores = score(model, inputs)
         pairs = pair_logps(scores, ref.sums)
         loss = mix_losses(pairs, self.losses)
-        self.metric_log.add('train' if self.model.training else 'eval', pair_sums(pairs, self.args.beta) | token_sums(scores),
-                            inputs['attention_mask'].sum(), self.accelerator.reduce)
+        sums = pair_sums(pairs, self.args.beta) | token_sums(scores)
+        self.metric_log.add(self.mode, sums, inputs['attention_mask'].sum(), self.accelerator.reduce)
         return (loss, scores) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        "Loss; per-token log-probs `[B,T-1,2]`; token ids `[B,T,2]`, −100 outside the completions. Last axis: chosen, rejected."
+        "Loss; per-token log-probs `[B,T-1,2]`; token ids `[B,T,2]`, −100 outside completions. Last axis: chosen, rejected."
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, scores = self.compute_loss(model, inputs, return_outputs=True)
@@ -235,14 +261,13 @@ class DPOTrainer(Trainer):
 
     def log(self, logs, start_time=None):
         "Add the averaged metrics, in place, to what `Trainer` logs."
-        mode = 'train' if self.model.training else 'eval'
-        prefix = f'{self.eval_prefix}_' if mode=='eval' else ''
-        logs.update({prefix+k: v for k,v in self.metric_log.pop(mode).items()})
+        prefix = f'{self.eval_prefix}_' if self.mode=='eval' else ''
+        logs.update({prefix+k: v for k,v in self.metric_log.pop(self.mode).items()})
         super().log(logs, start_time)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix='eval'):
         "As `Trainer.evaluate`, also on raw preference pairs."
-        if eval_dataset is not None and not isinstance(eval_dataset, str): eval_dataset = self.prepare(eval_dataset, 'eval', self.args)
+        if not isinstance(eval_dataset, str): eval_dataset = self.prepare(eval_dataset, 'eval', self.args)
         self.eval_prefix = metric_key_prefix
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
@@ -253,7 +278,8 @@ class DPOTrainer(Trainer):
         return out
 
     def _save_checkpoint(self, model, trial):
-        self.state.stateful_callbacks['num_tokens'] = dict(args={}, attributes=dict(count=int(self.metric_log.num_tokens)))
+        count = int(self.metric_log.num_tokens)
+        self.state.stateful_callbacks['num_tokens'] = dict(args={}, attributes=dict(count=count))
         super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir=None, state_dict=None):
