@@ -215,6 +215,7 @@ def main(
     argv:list[str]|None=None, # None: what was typed
 )->int: # Exit code: 0 done, 1 failed on the way, 2 refused, 130 interrupted
     "The program `dpo_nb`."
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when torch is imported
     argv = sys.argv[1:] if argv is None else list(map(str, argv))
     name = argv[0] if argv else '--help'
     try:
