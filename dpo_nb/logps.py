@@ -46,6 +46,7 @@ class TokenScores:
     entropy:Tensor|None=None # of the predicted distribution, nats
     mean_logit:Tensor|None=None # mean over the vocabulary
     top1:Tensor|None=None # bool, True where the token was the most likely one
+    log_p2:Tensor|None=None # log Σ_v p_v², if asked for; nats
 
     @property
     def sums(self)->Tensor: # `[N]`, nats
@@ -61,10 +62,12 @@ class TokenScores:
 def token_stats(
     logits:Tensor, # `[M,V]`
     tokens:Tensor, # `[M]`
-)->tuple[Tensor, Tensor, Tensor]: # entropy in nats, mean logit, top-1 (bool), each `[M]`
+    log_p2:bool=False, # Also log Σ_v p_v²
+)->tuple[Tensor, ...]: # entropy in nats, mean logit, top-1 (bool), perhaps log Σ p² in nats, each `[M]`
     "How sure the model was at each token, how high its logits stood, and whether the token was its first choice."
     logp = logits.log_softmax(-1)                        # [M,V]
-    return -(logp.exp()*logp).sum(-1), logits.mean(-1), logits.argmax(-1)==tokens
+    stats = -(logp.exp()*logp).sum(-1), logits.mean(-1), logits.argmax(-1)==tokens
+    return (*stats, (2*logp).logsumexp(-1)) if log_p2 else stats
 
 # %% ../nbs/02_logps.ipynb #6062ccdb
 def score_tokens(
@@ -72,11 +75,12 @@ def score_tokens(
     input_ids:Tensor, # `[N,T]`
     completion_mask:Tensor, # `[N,T]`
     stats:bool=True, # Also entropy, mean logit and top-1, for the metrics (no gradient)
+    log_p2:bool=False, # Also log Σ p², which WPO needs (no gradient)
 )->TokenScores: # Every field `[N,T-1]`
     "Score the completion tokens, and only them: prompt and padding are never turned into probabilities."
     logits, tokens, mask = shift(logits, input_ids, completion_mask)
     rows, tokens = at_least_fp32(logits[mask]), tokens[mask]            # [M,V], [M] with M completion tokens
     def back(x): return x.new_zeros(mask.shape).masked_scatter(mask, x) # [M] → [N,T-1]
     logps = back(per_token_logps(rows, tokens))
-    if not stats: return TokenScores(logps, mask)
-    return TokenScores(logps, mask, *(back(x) for x in token_stats(rows.detach(), tokens)))
+    if not (stats or log_p2): return TokenScores(logps, mask)
+    return TokenScores(logps, mask, *(back(x) for x in token_stats(rows.detach(), tokens, log_p2)))
