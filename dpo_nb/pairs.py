@@ -6,6 +6,7 @@
 __all__ = ['PairLogps']
 
 # %% ../nbs/03_pairs.ipynb #91972e13
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +22,11 @@ class PairLogps:
     ref_rejected:Tensor # reference, nats
     chosen_len:Tensor # tokens
     rejected_len:Tensor # tokens
+    score:Callable|None=None # f-divergence score of a log-ratio, elementwise; None: the log-ratio itself
+    chosen_full:Tensor|None=None # policy, nats, every token counted in full; None: `chosen` is that
 
     def __post_init__(self):
-        shapes = {k: tuple(v.shape) for k,v in vars(self).items()}
+        shapes = {k: tuple(v.shape) for k,v in vars(self).items() if k!='score' and v is not None}
         if len(set(shapes.values()))>1:
             raise ValueError(f"the fields of PairLogps must have one shape, `[B]`, but have {shapes}; flatten or select first")
 
@@ -32,10 +35,11 @@ class PairLogps:
         logps:Tensor, # `[2B]`: B chosen rows, then B rejected rows; nats
         ref_logps:Tensor, # `[2B]`
         lengths:Tensor, # `[2B]`, tokens
+        **more, # The fields that are usually empty
     )->'PairLogps': # Each field `[B]`
         "Split a batch laid out as the collator lays it: chosen half first, rejected half second."
         if len(logps)%2: raise ValueError(f"{len(logps)} rows cannot be halved; give B chosen rows and then B rejected rows")
-        return cls(*logps.chunk(2), *ref_logps.chunk(2), *lengths.chunk(2))
+        return cls(*logps.chunk(2), *ref_logps.chunk(2), *lengths.chunk(2), **more)
 
     @property
     def chosen_logratios(self)->Tensor: # `[B]`, nats
@@ -51,6 +55,26 @@ class PairLogps:
     def delta(self)->Tensor: # `[B]`, nats
         "Chosen minus rejected log-ratio, unscaled."
         return self.chosen_logratios - self.rejected_logratios
+
+    @property
+    def chosen_scores(self)->Tensor: # `[B]`
+        "Score of the chosen log-ratio under the run's divergence."
+        return self.score(self.chosen_logratios) if self.score else self.chosen_logratios
+
+    @property
+    def rejected_scores(self)->Tensor: # `[B]`
+        "Score of the rejected log-ratio under the run's divergence."
+        return self.score(self.rejected_logratios) if self.score else self.rejected_logratios
+
+    @property
+    def delta_score(self)->Tensor: # `[B]`
+        "Chosen minus rejected score; equals `delta` unless `score` is set."
+        return self.chosen_scores - self.rejected_scores
+
+    @property
+    def chosen_nll(self)->Tensor: # `[B]`, nats
+        "−log π_θ(y_w), every token counted in full."
+        return -(self.chosen if self.chosen_full is None else self.chosen_full)
 
     def rewards(self,
         beta:float, # > 0, reward units per nat
