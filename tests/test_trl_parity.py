@@ -1,5 +1,5 @@
 "The same model, data and seed give TRL 1.16.0's numbers, step by step; TRL runs live beside us."
-import importlib.metadata, math
+import importlib.metadata, math, sys
 
 import pytest, torch
 from peft import LoraConfig
@@ -9,6 +9,9 @@ from dpo_nb.toy import load_toy_model, load_toy_pairs, load_toy_tokenizer, toy_p
 
 METRICS = ['loss', 'grad_norm', 'learning_rate', 'epoch', 'num_tokens', 'entropy', 'mean_token_accuracy', 'logits/chosen', 'logits/rejected',
            'logps/chosen', 'logps/rejected', 'rewards/chosen', 'rewards/rejected', 'rewards/accuracies', 'rewards/margins']
+
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason='TRL 1.16.0 needs Python 3.11')
 
 
 def test_the_version_compared_with(): assert importlib.metadata.version('trl') == '1.16.0'
