@@ -20,17 +20,21 @@ def score(
     model:nn.Module, # A causal language model
     batch:dict, # From the collator; `[2B,T]` tensors
     stats:bool=True, # Also what the metrics need
+    **more, # Further arguments of `score_tokens`
 )->TokenScores: # Every field `[2B,T-1]`
     "One forward pass, then scores of the completion tokens."
     T = batch['input_ids'].shape[1]
     out = model(**{k:v for k,v in batch.items() if k not in not_for_the_model}, use_cache=False)
     logits = out.logits[:, -T:]  # prompt-learning adapters put virtual tokens in front
-    return score_tokens(logits, batch['input_ids'], batch['completion_mask'], stats)
+    return score_tokens(logits, batch['input_ids'], batch['completion_mask'], stats, **more)
 
 # %% ../../nbs/train/50_forward.ipynb #6c7c42de
 def pair_logps(
     scores:TokenScores, # The policy's, of a batch of B pairs
-    ref_logps:Tensor, # `[2B]`, the reference's summed log-probs, nats
+    ref_logps:Tensor, # `[2B]`, the reference's log-probs of the same answers, nats
+    logps:Tensor|None=None, # `[2B]`, the policy's, if not every token counts in full; None: the sums
+    **more, # Further fields of `PairLogps`
 )->PairLogps: # Each field `[B]`
     "Put policy and reference side by side, pair by pair."
-    return PairLogps.from_rows(scores.sums, ref_logps, scores.lengths)
+    if logps is not None: more['chosen_full'] = scores.sums.chunk(2)[0]
+    return PairLogps.from_rows(scores.sums if logps is None else logps, ref_logps, scores.lengths, **more)
