@@ -23,8 +23,9 @@ def check_same_weights(
     a, b = ({k: tuple(w.shape) for k,w in m.named_parameters()} for m in (model, ref_model))
     differ = [k for k in {**a, **b} if a.get(k)!=b.get(k)]
     if differ:
-        raise ValueError(f"sync_ref_model mixes weight by weight, but {differ[0]} has shape {a.get(differ[0])} in the model and {b.get(differ[0])} in "
-                         f"ref_model, and so on in {len(differ)} places; use a reference of the same architecture, or set sync_ref_model=False")
+        raise ValueError(f"sync_ref_model mixes weight by weight, but {differ[0]} has shape {a.get(differ[0])} in the model and "
+                         f"{b.get(differ[0])} in ref_model, and so on in {len(differ)} places; use a reference of the same architecture, "
+                         "or set sync_ref_model=False")
 
 # %% ../../nbs/reference/42_sync.ipynb #2b2b6c7a
 @torch.no_grad()
@@ -74,8 +75,10 @@ def check_sync(
     every:int=512, # Steps between updates
 )->None:
     "Raise unless the reference can follow the policy."
-    if not 0 < alpha <= 1: raise ValueError(f"ref_model_mixup_alpha={alpha} must be above 0 and at most 1: it is the policy's share in the new reference")
-    if isinstance(every, bool) or every < 1 or every!=int(every): raise ValueError(f"ref_model_sync_steps={every} must be a whole number of steps, at least 1")
+    if not 0 < alpha <= 1:
+        raise ValueError(f"ref_model_mixup_alpha={alpha} must be above 0 and at most 1: it is the policy's share in the new reference")
+    if isinstance(every, bool) or every < 1 or every!=int(every):
+        raise ValueError(f"ref_model_sync_steps={every} must be a whole number of steps, at least 1")
     if not isinstance(model, PeftModel): return check_same_weights(model, ref_model)
     if ref_model is not None:
         raise ValueError("sync_ref_model cannot mix an adapter into the whole model passed as ref_model; leave ref_model out, "
