@@ -20,7 +20,8 @@ from transformers.utils import logging
 
 from ..data.collator import DataCollatorForPreference
 from ..data.truncate import prepare_dataset
-from ..losses.registry import bind_losses, mix_losses
+from ..losses.mixing import mix_losses
+from ..losses.registry import bind_losses
 from ..reference.reference import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter
 from .config import DPOConfig
 from .forward import pair_logps, score
