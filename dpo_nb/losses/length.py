@@ -20,7 +20,7 @@ def ld_sums(
 )->Tensor: # `[2B]`, nats
     "Log-probs of the answers with the longer one's tail turned down. Liu et al. 2024, arXiv:2409.06411, eq. 10."
     if not 0 <= ld_alpha <= 1:
-        raise ValueError(f"ld_alpha={ld_alpha} is not legal; it is a weight in [0, 1]: 1 counts the longer answer's tail in full, 0 drops it")
+        raise ValueError(f"ld_alpha={ld_alpha} is not legal; give a weight in [0, 1]: 1 counts the longer answer's tail in full, 0 drops it")
     if len(mask)%2: raise ValueError(f"{len(mask)} rows cannot be paired; give B chosen rows and then B rejected rows")
     shared = mask.sum(-1).view(2, -1).amin(0).repeat(2)   # [2B], tokens that both answers of the pair have
     tail = mask.cumsum(-1) > shared[:,None]               # [2B,T-1]
