@@ -20,10 +20,13 @@ from transformers.utils import logging
 
 from ..data.collator import DataCollatorForPreference
 from ..data.truncate import prepare_dataset
-from ..losses.mixing import mix_losses
-from ..losses.registry import bind_losses
+from ..divergences import score_function
+from ..logps import TokenScores
+from ..losses.length import ld_sums
+from ..losses.mixing import mix_losses, wpo_weights
+from ..losses.registry import bind_losses, needs_reference
 from ..reference.reference import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter
-from .config import DPOConfig
+from .config import DPOConfig, loss_settings
 from .forward import pair_logps, score
 from .metrics import MetricLog, pair_sums, token_sums
 
@@ -123,7 +126,8 @@ def resolve_adapter(
                              "load the model afresh")
         model = get_peft_model(model, peft_config)
     if not isinstance(model, PeftModel): return model
-    if ref_model is None and (peft_config is None or changes_base(peft_config)): add_ref_adapter(model)
+    own = ref_model is None and needs_reference(args.loss_type)
+    if own and (peft_config is None or changes_base(peft_config)): add_ref_adapter(model)
     if args.gradient_checkpointing: model.enable_input_require_grads()
     return model
 
@@ -145,12 +149,15 @@ def resolve_reference(
     if ref_model is model:
         raise ValueError("ref_model is the very object passed as model, so it would be trained too; "
                          "leave ref_model out to get a frozen copy")
+    wanted = needs_reference(args.loss_type)
+    if ref_model is not None and not wanted:
+        raise ValueError(f"ref_model is given, and loss_type={args.loss_type} looks at no reference; leave ref_model out")
     if ref_model is None and is_checkpoint(name := model.config._name_or_path):
         logger.warning(f"{name} is a checkpoint of a run, and its half-trained weights become the reference; to continue that "
                        "run, pass the model it started from and call train(resume_from_checkpoint=...)")
     model = resolve_adapter(model, ref_model, peft_config, args)
     if isinstance(ref_model, str): ref_model = resolve_model(ref_model, args)
-    if ref_model is None and not isinstance(model, PeftModel): ref_model = frozen_copy(model)
+    if wanted and ref_model is None and not isinstance(model, PeftModel): ref_model = frozen_copy(model)
     off = disable_dropout(model) if args.disable_dropout else []
     if off: logger.warning(f"dropout is switched off in {len(off)} places, such as {off[0]}; disable_dropout=False keeps it")
     if args.disable_dropout and ref_model is not None: disable_dropout(ref_model)
@@ -193,7 +200,8 @@ class DPOTrainer(Trainer):
         model = resolve_model(model, args, quantization_config)
         tokenizer = resolve_tokenizer(processing_class, model, args)
         model, ref_model = resolve_reference(model, ref_model, peft_config, args)
-        self.losses = bind_losses(args.loss_type, args.loss_weights, beta=args.beta)
+        self.losses = bind_losses(args.loss_type, args.loss_weights, **loss_settings(args))
+        self.score_of = score_function(args.f_divergence_type, args.f_alpha_divergence_coef)
         self.metric_log, self.eval_prefix, self._tokenizer = MetricLog(), 'eval', tokenizer
         collator = data_collator or DataCollatorForPreference(tokenizer.pad_token_id, args.max_length, args.truncation_mode, args.pad_to_multiple_of)
         super().__init__(model=model, args=self.stream_args(args, train_dataset), data_collator=collator, processing_class=tokenizer,
@@ -233,10 +241,17 @@ class DPOTrainer(Trainer):
             self._signature_columns = 'prompt_ids chosen_ids rejected_ids ref_chosen_logps ref_rejected_logps'.split()
 
     def ref_scores(self, model, batch):
-        "Log-probs of the batch's completions under the reference, token by token; `[2B,T-1]`, nats."
+        "Log-probs of the batch's completions under the reference, token by token; `[2B,T-1]`, nats; 0 if no loss looks at it."
+        if not needs_reference(self.args.loss_type):
+            mask = batch['completion_mask'][:, 1:].bool()
+            return TokenScores(torch.zeros(mask.shape, device=mask.device), mask)
         ref = model if self.ref_model is None else self.ref_model
         as_reference = ref_adapter(self.accelerator.unwrap_model(model)) if self.ref_model is None else nullcontext()
         with torch.no_grad(), as_reference, self.accelerator.autocast(): return score(ref, batch, stats=False)
+
+    def answer_logps(self, scores):
+        "One number per row, `[2B]`, nats: the sum over its tokens, late ones less if `ld_alpha` says so."
+        return scores.sums if self.args.ld_alpha is None else ld_sums(scores.logps, scores.mask, self.args.ld_alpha)
 
     @property
     def mode(self): return 'train' if self.model.training else 'eval'
@@ -244,9 +259,10 @@ class DPOTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "Batch → per-token log-probs → pairs → loss; the metrics are noted on the way."
         ref = self.ref_scores(model, inputs)  # before the policy, so that switching adapters cannot touch its graph
-        with self.accelerator.autocast(): scores = score(model, inputs)
-        pairs = pair_logps(scores, ref.sums)
-        loss = mix_losses(pairs, self.losses)
+        with self.accelerator.autocast(): scores = score(model, inputs, log_p2=self.args.use_weighting)
+        pairs = pair_logps(scores, self.answer_logps(ref), self.answer_logps(scores), score=self.score_of)
+        weights = wpo_weights(scores.logps, scores.log_p2, scores.mask) if self.args.use_weighting else None
+        loss = mix_losses(pairs, self.losses, weights)
         sums = pair_sums(pairs, self.args.beta) | token_sums(scores)
         self.metric_log.add(self.mode, sums, inputs['attention_mask'].sum(), self.accelerator.reduce)
         return (loss, scores) if return_outputs else loss
