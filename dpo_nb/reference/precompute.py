@@ -20,7 +20,7 @@ from torch import nn, Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..data.collator import ref_columns
+from ..data.collator import mask_columns, ref_columns
 from ..data.formats import token_columns
 from ..data.truncate import pair_lengths, truncate
 
@@ -103,12 +103,14 @@ def row_keys(
 )->list[str]: # 24 hexadecimal digits per row
     "A key per pair, of all that its reference log-probs depend on."
     keys = []
-    for batch in dataset.select_columns(list(token_columns)).with_format('arrow').iter(1000):
-        for p,*answers in zip(*(_lists(batch[c]) for c in token_columns)):
+    columns = [c for c in (*token_columns, *mask_columns) if c in dataset.column_names]
+    for batch in dataset.select_columns(columns).with_format('arrow').iter(1000):
+        for p,*answers in zip(*(_lists(batch[c]) for c in columns)):
             h = hashlib.blake2b(ref_hash.encode(), digest_size=12)
-            for a in answers:
+            for a,m in zip(answers[:2], [*answers[2:], None, None]):
                 ids = truncate(np.concatenate([p, a]), max_length, truncation_mode)
                 h.update(np.array([len(p)+len(a)-len(ids), len(p), *ids], dtype=np.int64))
+                if m is not None and not m.all(): h.update(np.array(m, dtype=np.int8))
             keys.append(h.hexdigest())
     return keys
 
