@@ -1,0 +1,174 @@
+"The fast paths (no logits, shared prompts, a remembered reference) change no loss and no gradient, whatever the model."
+import random
+
+import pytest, torch
+from peft import LoraConfig, get_peft_model
+from transformers import (BloomConfig, BloomForCausalLM, CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config,
+                          GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM,
+                          Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM)
+
+from dpo_nb.data.collator import DataCollatorForPreference
+from dpo_nb.data.prefix import cannot_share, pack, share_prefix
+from dpo_nb.logps import FusedLogps, score_rows, score_tokens
+from dpo_nb.losses.sigmoid import sigmoid_loss
+from dpo_nb.reference.once import RefCache
+from dpo_nb.train.forward import fused_head, pair_logps, score
+
+pytestmark = pytest.mark.filterwarnings('ignore')  # PEFT and transformers announce their next versions
+
+V = 83
+SIZE = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, vocab_size=V, max_position_embeddings=64,
+            bos_token_id=1, eos_token_id=2, pad_token_id=0)
+GROUPED = SIZE | dict(num_key_value_heads=2)
+MODELS = {
+    'llama': lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)),
+    'llama, tied, biased': lambda: LlamaForCausalLM(LlamaConfig(**GROUPED, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)),
+    'llama, eager': lambda: LlamaForCausalLM(LlamaConfig(**GROUPED, attn_implementation='eager')),
+    'qwen2': lambda: Qwen2ForCausalLM(Qwen2Config(**GROUPED)),
+    'qwen3': lambda: Qwen3ForCausalLM(Qwen3Config(**GROUPED, head_dim=8)),
+    'qwen3 of experts': lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**GROUPED, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)),
+    'gemma2, window 4': lambda: Gemma2ForCausalLM(Gemma2Config(**GROUPED, head_dim=8, sliding_window=4, query_pre_attn_scalar=8)),
+    'mistral, window 5': lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=5)),
+    'cohere': lambda: CohereForCausalLM(CohereConfig(**GROUPED)),
+    'gpt2': lambda: GPT2LMHeadModel(GPT2Config(n_embd=24, n_layer=2, n_head=4, vocab_size=V, n_positions=64, attn_pdrop=0., embd_pdrop=0., resid_pdrop=0.,
+                                               bos_token_id=1, eos_token_id=2)),
+    'gpt_neox': lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZE)),
+}
+
+
+def make(name, seed=0, lora=False, checkpointing=False):
+    "A model with weights large enough that attention matters, ready to train."
+    torch.manual_seed(seed)
+    model = MODELS[name]()
+    with torch.no_grad():
+        for w in model.parameters():
+            if w.ndim > 1: w.normal_(std=.25)
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=3, target_modules='all-linear', task_type='CAUSAL_LM'))
+        with torch.no_grad():
+            for k, w in model.named_parameters():
+                if 'lora_B' in k: w.normal_(std=.2)  # or the adapter would do nothing
+    if checkpointing:
+        model.gradient_checkpointing_enable(dict(use_reentrant=False))
+        model.enable_input_require_grads()
+    return model.train()
+
+
+def draw(seed, size=None):
+    "A batch of random pairs: some prompts long, some empty of answers in common, some answers that begin alike or are the same."
+    rng = random.Random(seed)
+    def ids(low, high): return [rng.randrange(3, V) for _ in range(rng.randint(low, high))]
+    pairs = []
+    for _ in range(size or rng.randint(1, 5)):
+        start = ids(1, 4) if rng.random() < .4 else []
+        pairs.append(dict(prompt_ids=ids(1, rng.choice([3, 25])), chosen_ids=start+ids(1, 9), rejected_ids=start+ids(0 if start else 1, 9)))
+    if rng.random() < .2: pairs[0]['rejected_ids'] = pairs[0]['chosen_ids']
+    cut = dict(max_length=rng.choice([8, 12]), truncation_mode=rng.choice(['keep_start', 'keep_end'])) if rng.random() < .3 else {}
+    return DataCollatorForPreference(0, pad_to_multiple_of=rng.choice([None, 8]), **cut)(pairs)
+
+
+def plainly(model, batch, **kw):
+    "Scores by way of all logits of the padded batch."
+    logits = model(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False).logits
+    return score_tokens(logits, batch['input_ids'], batch['completion_mask'], **kw)
+
+
+def loss_and_grads(model, scores, ref):
+    "A DPO loss and its gradient at every weight that is trained, in one vector."
+    loss = sigmoid_loss(pair_logps(scores, ref), beta=.3).mean()
+    trained = [w for w in model.parameters() if w.requires_grad]
+    grads = torch.autograd.grad(loss, trained, allow_unused=True)
+    return loss.detach(), torch.cat([torch.zeros_like(w).flatten() if g is None else g.flatten() for w, g in zip(trained, grads)])
+
+
+def relative(a, b): return ((a-b).norm()/a.norm().clamp(min=1e-12)).item()
+
+
+@pytest.mark.parametrize('checkpointing', [False, True], ids=['', 'checkpointing'])
+@pytest.mark.parametrize('lora', [False, True], ids=['', 'lora'])
+@pytest.mark.parametrize('name', MODELS)
+def test_equal_loss_and_gradients(name, lora, checkpointing):
+    model = make(name, lora=lora, checkpointing=checkpointing)
+    assert fused_head(model)[0] is not None and not cannot_share(model)
+    for seed in range(4):
+        batch = draw(seed)
+        ref = torch.randn(len(batch['input_ids']))*3 + plainly(model, batch).sums.detach()
+        share_prefix(model, False)
+        plain = plainly(model, batch, log_p2=True)
+        want = loss_and_grads(model, plain, ref)
+        for packed in (False, True):
+            share_prefix(model, packed)
+            fast = score(model, batch, log_p2=True)
+            got = loss_and_grads(model, fast, ref)
+            assert relative(want[0], got[0]) < 1e-5 and relative(want[1], got[1]) < 1e-5, (seed, packed)
+            assert relative(plain.logps, fast.logps) < 1e-5
+            for k in ('entropy', 'mean_logit', 'log_p2'): assert relative(getattr(plain, k), getattr(fast, k)) < 1e-4, k
+            assert fast.entropy.requires_grad is False and torch.equal(plain.mask, fast.mask)
+            assert (plain.top1 != fast.top1).sum() <= 1  # a tie in fp32
+
+
+@pytest.mark.parametrize('name', ['llama', 'gemma2, window 4'])
+def test_same_numbers_in_bf16_autocast(name):
+    "Rounding differs by where it happens; the fused way must not be further from the truth than the plain one."
+    model = make(name)
+    for seed in range(3):
+        batch = draw(seed, 4)
+        with torch.no_grad():
+            share_prefix(model, False)
+            truth = plainly(model, batch).logps
+            with torch.autocast('cpu', torch.bfloat16):
+                plain, fused = plainly(model, batch).logps, score(model, batch).logps
+                share_prefix(model)
+                packed = score(model, batch).logps
+        off = [(x-truth).norm().item() for x in (plain, fused, packed)]
+        assert all(x.dtype is torch.float32 for x in (plain, fused, packed)) and max(off[1:]) < 1.5*off[0] + 1e-3, off
+
+
+def test_gradient_of_bf16_weights_is_as_good_as_autograds():
+    "Against fp32 arithmetic on the same numbers: many blocks, and no more error than one large matrix product has."
+    torch.manual_seed(0)
+    h, w, y = torch.randn(600, 32).bfloat16(), torch.randn(900, 32).bfloat16().requires_grad_(), torch.randint(900, (600,))
+    mask, exact = torch.ones(1, 600, dtype=torch.bool), w.detach().float().requires_grad_()
+    want, = torch.autograd.grad(score_rows(h.float()@exact.T, y, mask).sums.sum(), exact)
+    plain, = torch.autograd.grad(score_rows(h@w.T, y, mask).sums.sum(), w)
+    fused, = torch.autograd.grad(FusedLogps.apply(h, w, None, y, 1., None, 64, False, False)[0].sum(), w)
+    assert fused.dtype is torch.bfloat16 and relative(want, fused.float()) < 1.1*relative(want, plain.float()) < .02
+
+
+def test_who_cannot_share_says_so_and_is_scored_all_the_same():
+    model = BloomForCausalLM(BloomConfig(hidden_size=24, n_layer=2, n_head=4, vocab_size=V)).train()
+    assert 'BloomForCausalLM' in cannot_share(model)
+    batch = draw(0)
+    a, b = plainly(model, batch), score(model, batch)
+    assert relative(a.logps, b.logps) < 1e-5
+
+
+def test_batches_that_cannot_be_packed_are_computed_as_they_are():
+    model = make('llama').eval()
+    batch = draw(1, 3)
+    share_prefix(model)
+    left = {k: torch.stack([r.roll(len(r)-int(m.sum())) for r, m in zip(v, batch['attention_mask'])]) for k, v in batch.items()}
+    assert pack({k: left[k] for k in ('input_ids', 'attention_mask')}) is None or torch.equal(left['input_ids'], batch['input_ids'])
+    with torch.no_grad(): assert relative(score(model, batch).sums, score(model, left).sums) < 1e-5
+
+
+def test_generation_is_the_same_with_sharing_on():
+    model = make('qwen3').eval()
+    prompt = torch.tensor([[0, 0, 5, 6, 7], [8, 9, 10, 11, 12]])
+    texts = []
+    for on in (False, True):
+        share_prefix(model, on)
+        texts.append(model.generate(prompt, attention_mask=(prompt > 0).long(), max_new_tokens=8, do_sample=False, pad_token_id=0))
+    assert torch.equal(*texts)
+
+
+def test_a_remembered_reference_gives_the_same_loss_and_gradient():
+    policy, ref, cache = make('llama'), make('llama', seed=1).eval(), RefCache()
+    batches = [draw(s, 3) for s in range(3)]
+    with torch.no_grad(): asked = [cache.scores(b, lambda: score(ref, b, stats=False)) for b in batches]
+    def forbidden(): raise AssertionError('the reference was asked again')
+    for b, a in zip(batches, asked):
+        r = cache.scores(b, forbidden)
+        assert torch.equal(r.logps, a.logps) and torch.equal(r.mask, a.mask)
+        one, two = (loss_and_grads(policy, score(policy, b), x.sums) for x in (a, r))
+        assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
