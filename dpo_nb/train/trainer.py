@@ -4,31 +4,43 @@
 
 # %% auto #0
 __all__ = ['default_config', 'check_dataset', 'check_train_dataset', 'resolve_model', 'resolve_tokenizer', 'resolve_adapter',
-           'is_checkpoint', 'resolve_reference', 'ContinueTokenCount', 'DPOTrainer']
+           'is_checkpoint', 'shards_weights', 'resolve_reference', 'ContinueTokenCount', 'RememberReference',
+           'DPOTrainer']
 
 # %% ../../nbs/train/53_trainer.ipynb #40c38e39
+import os
 from contextlib import nullcontext
 from copy import copy
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import (AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer,
                           TrainerCallback, set_seed)
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from ..data.collator import DataCollatorForPreference
+from ..data.collator import DataCollatorForPreference, mask_columns, pair_columns, ref_columns
+from ..data.formats import token_columns
+from ..data.selection import handle_overlong, mark_turns, name_columns
 from ..data.truncate import prepare_dataset
 from ..divergences import score_function
 from ..logps import TokenScores
 from ..losses.length import ld_sums
 from ..losses.mixing import mix_losses, wpo_weights
 from ..losses.registry import bind_losses, needs_reference
+from ..reference.precompute import Ranks, compute_logps, precompute, reference_hash
 from ..reference.reference import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter
+from ..reference.sync import SyncReference, check_sync, load_reference, save_reference
 from .config import DPOConfig, loss_settings
 from .forward import pair_logps, score
+from .hints import explain_names
 from .metrics import MetricLog, pair_sums, token_sums
+from .survival import check_writable, explain_loss, resolve_resume, saving
 
 # %% ../../nbs/train/53_trainer.ipynb #b0509104
 logger = logging.get_logger(__name__)
@@ -127,7 +139,8 @@ def resolve_adapter(
         model = get_peft_model(model, peft_config)
     if not isinstance(model, PeftModel): return model
     own = ref_model is None and needs_reference(args.loss_type)
-    if own and (peft_config is None or changes_base(peft_config)): add_ref_adapter(model)
+    moves = args.sync_ref_model and peft_config is not None and not peft_config.is_prompt_learning
+    if own and (peft_config is None or changes_base(peft_config) or moves): add_ref_adapter(model)
     if args.gradient_checkpointing: model.enable_input_require_grads()
     return model
 
@@ -139,6 +152,14 @@ def is_checkpoint(
     return any(Path(folder, f).exists() for f in ('optimizer.pt', 'optimizer.bin')) if folder else False
 
 # %% ../../nbs/train/53_trainer.ipynb #52666365
+def shards_weights(
+    args:DPOConfig,
+)->bool: # True under FSDP or DeepSpeed
+    "Will each process hold only a part of the weights?"
+    launched = any(os.environ.get(f'ACCELERATE_USE_{k}', 'false').lower()=='true' for k in ('FSDP', 'DEEPSPEED'))
+    return bool(args.fsdp) or bool(args.deepspeed) or launched
+
+# %% ../../nbs/train/53_trainer.ipynb #fbc68f7d
 def resolve_reference(
     model, # The policy as passed
     ref_model, # What the user passed as the reference: a model, a name, or None
@@ -157,7 +178,9 @@ def resolve_reference(
                        "run, pass the model it started from and call train(resume_from_checkpoint=...)")
     model = resolve_adapter(model, ref_model, peft_config, args)
     if isinstance(ref_model, str): ref_model = resolve_model(ref_model, args)
-    if wanted and ref_model is None and not isinstance(model, PeftModel): ref_model = frozen_copy(model)
+    asked_before = args.precompute_ref_log_probs and not shards_weights(args)  # the policy itself answers, before it is trained
+    if wanted and ref_model is None and not isinstance(model, PeftModel) and not asked_before: ref_model = frozen_copy(model)
+    if args.sync_ref_model: check_sync(model, ref_model, args.ref_model_mixup_alpha, args.ref_model_sync_steps)
     off = disable_dropout(model) if args.disable_dropout else []
     if off: logger.warning(f"dropout is switched off in {len(off)} places, such as {off[0]}; disable_dropout=False keeps it")
     if args.disable_dropout and ref_model is not None: disable_dropout(ref_model)
@@ -176,10 +199,26 @@ class ContinueTokenCount(TrainerCallback):
         if saved: self.log.num_tokens = saved['attributes']['count']
 
 # %% ../../nbs/train/53_trainer.ipynb #bd2fe301
+class RememberReference(TrainerCallback):
+    "When a run is resumed, warns if its reference is not the one it had."
+    def __init__(self,
+        identify, # () → the hash of the reference, or None if it cannot be told
+    ): self.identify = identify
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        saved = state.stateful_callbacks.get('reference')
+        if saved is None or not state.is_world_process_zero: return
+        then, now = saved['attributes']['hash'], self.identify()
+        if None not in (then, now) and then!=now:
+            logger.warning(f"the reference of this run ({now[:8]}) is not the one of the checkpoint ({then[:8]}), so its rewards go on with another "
+                           "meaning; pass the model that the run started from, as model or as ref_model")
+
+# %% ../../nbs/train/53_trainer.ipynb #bd76664a
 class DPOTrainer(Trainer):
     "Trains a causal language model on preference pairs; arguments and logged metrics as TRL's `DPOTrainer`."
     _tag_names = ['dpo_nb', 'dpo']
 
+    @partial(explain_names, config=[f.name for f in fields(DPOConfig)])
     def __init__(self,
         model, # Name, folder, `PreTrainedModel` or `PeftModel`
         ref_model=None, # What rewards are measured against; None means a frozen copy of `model`
@@ -196,6 +235,7 @@ class DPOTrainer(Trainer):
     ):
         args = args or default_config(model)
         check_train_dataset(train_dataset)
+        if args.save_strategy!='no' and args.should_save: check_writable(args.output_dir)
         set_seed(args.seed)  # a new adapter is drawn at random
         model = resolve_model(model, args, quantization_config)
         tokenizer = resolve_tokenizer(processing_class, model, args)
@@ -212,6 +252,10 @@ class DPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, so gradient accumulation averages it
         self.ref_model = None if ref_model is None else self.accelerator.prepare_model(ref_model, evaluation_mode=True)
         self.model.add_model_tags(self._tag_names)
+        self.add_callback(RememberReference(self.identify_reference))
+        if args.sync_ref_model: self.follow_policy()
+        self.train_dataset = self.with_ref_logps(self.train_dataset, 'train', args.per_device_train_batch_size)
+        self.eval_dataset = self.with_ref_logps(self.eval_dataset, 'eval')
 
     @staticmethod
     def stream_args(args, dataset):
@@ -233,12 +277,55 @@ class DPOTrainer(Trainer):
         if dataset is None: return None
         if isinstance(dataset, dict): return {k: self.prepare(d, k, args) for k,d in dataset.items()}
         check_dataset(dataset, f'the {name} dataset')
-        return prepare_dataset(dataset, self._tokenizer, max_length=args.max_length, truncation_mode=args.truncation_mode,
-                               num_proc=args.dataset_num_proc, name=name)
+        limit = args.max_length if args.overlong=='truncate' else None  # otherwise nothing is left to cut
+        dataset = prepare_dataset(dataset, self._tokenizer, max_length=limit, truncation_mode=args.truncation_mode,
+                                  num_proc=args.dataset_num_proc, name=name)
+        dataset = handle_overlong(dataset, args.max_length, args.overlong, name)
+        dataset = mark_turns(dataset, self._tokenizer, args.loss_on, args.dataset_num_proc, name)
+        return name_columns(dataset, args.weight_column, args.margin_column, name)
 
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:  # the columns that `Trainer` does not throw away
-            self._signature_columns = 'prompt_ids chosen_ids rejected_ids ref_chosen_logps ref_rejected_logps'.split()
+            self._signature_columns = [*token_columns, *mask_columns, *ref_columns, *pair_columns]
+
+    def identify_reference(self):
+        "The hash of the reference and of what else its log-probs depend on; None if weights are scattered or it moves."
+        if self.args.sync_ref_model or self.is_fsdp_enabled or self.is_deepspeed_enabled: return None
+        settings = f'{self.accelerator.mixed_precision} ld_alpha={self.args.ld_alpha} {type(self.data_collator).__name__}'
+        return reference_hash(self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model), settings)
+
+    def follow_policy(self):
+        "TR-DPO: mix the policy into the reference every so many steps."
+        if is_deepspeed_zero3_enabled(): raise ValueError("sync_ref_model does not work under DeepSpeed ZeRO-3, where weights are scattered; use ZeRO-2 or DDP")
+        self.add_callback(SyncReference(self.ref_model, self.args.ref_model_mixup_alpha, self.args.ref_model_sync_steps, self.accelerator.unwrap_model))
+
+    def with_ref_logps(self, dataset, name, batch_size=None):
+        "A prepared dataset, or each of a dict of them, with the reference's log-probs beside its pairs, if they are to be precomputed."
+        if dataset is None or not self.args.precompute_ref_log_probs: return dataset
+        if isinstance(dataset, dict): return {k: self.with_ref_logps(d, k, batch_size) for k,d in dataset.items()}
+        a = self.accelerator
+        if not hasattr(self, '_ref_hash'): self._ref_hash = broadcast_object_list([self.identify_reference()])[0]
+        ranks = Ranks(a.process_index, a.num_processes, lambda t: a.reduce(t.to(a.device)).cpu())
+        size = self.args.precompute_ref_batch_size or batch_size or self.args.per_device_eval_batch_size
+        def compute(rows): return compute_logps(rows, self.ask_reference, self.data_collator, size, ranks, name)
+        return precompute(dataset, self._ref_hash, compute, max_length=self.args.max_length, truncation_mode=self.args.truncation_mode,
+                          ranks=ranks, name=name)
+
+    def ask_reference(self, batch):
+        "One number per row, `[2B]`, nats: what the reference says before training, or from beside the policy."
+        if self.state.global_step and self.ref_model is None and not isinstance(self.model, PeftModel):
+            raise ValueError("precompute_ref_log_probs=True keeps no reference, and the policy has been trained since, so these new rows cannot be asked "
+                             "about; give them as eval_dataset at the beginning, or pass a ref_model")
+        training = self.model.training
+        self.model.eval()
+        try: return self.answer_logps(self.ref_scores(self.model, self._prepare_inputs(batch)))
+        finally: self.model.train(training)
+
+    def ref_logps(self, model, batch):
+        "One number per row, `[2B]`, nats: computed before training, or now."
+        if not self.args.precompute_ref_log_probs: return self.answer_logps(self.ref_scores(model, batch))
+        if ref_columns[0] not in batch: raise ValueError(f"precompute_ref_log_probs=True, and the batch has no {ref_columns[0]!r}; let the data_collator pass it on")
+        return torch.cat([batch[c] for c in ref_columns])
 
     def ref_scores(self, model, batch):
         "Log-probs of the batch's completions under the reference, token by token; `[2B,T-1]`, nats; 0 if no loss looks at it."
@@ -246,7 +333,8 @@ class DPOTrainer(Trainer):
             mask = batch['completion_mask'][:, 1:].bool()
             return TokenScores(torch.zeros(mask.shape, device=mask.device), mask)
         ref = model if self.ref_model is None else self.ref_model
-        as_reference = ref_adapter(self.accelerator.unwrap_model(model)) if self.ref_model is None else nullcontext()
+        policy = self.accelerator.unwrap_model(model)
+        as_reference = ref_adapter(policy) if self.ref_model is None and isinstance(policy, PeftModel) else nullcontext()
         with torch.no_grad(), as_reference, self.accelerator.autocast(): return score(ref, batch, stats=False)
 
     def answer_logps(self, scores):
@@ -258,14 +346,30 @@ class DPOTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "Batch → per-token log-probs → pairs → loss; the metrics are noted on the way."
-        ref = self.ref_scores(model, inputs)  # before the policy, so that switching adapters cannot touch its graph
-        with self.accelerator.autocast(): scores = score(model, inputs, log_p2=self.args.use_weighting)
-        pairs = pair_logps(scores, self.answer_logps(ref), self.answer_logps(scores), score=self.score_of)
-        weights = wpo_weights(scores.logps, scores.log_p2, scores.mask) if self.args.use_weighting else None
-        loss = mix_losses(pairs, self.losses, weights)
+        batch = {k: v for k,v in inputs.items() if k not in (*pair_columns, 'labels')}
+        ref = self.ref_logps(model, batch)  # before the policy, so that switching adapters cannot touch its graph
+        with self.accelerator.autocast(): scores = score(model, batch, log_p2=self.args.use_weighting)
+        pairs = pair_logps(scores, ref, self.answer_logps(scores), score=self.score_of)
+        loss = self.pair_loss(pairs, scores, *(inputs.get(c) for c in pair_columns))
+        self.check_loss(loss, scores.sums, ref, batch)
         sums = pair_sums(pairs, self.args.beta) | token_sums(scores)
         self.metric_log.add(self.mode, sums, inputs['attention_mask'].sum(), self.accelerator.reduce)
         return (loss, scores) if return_outputs else loss
+
+    def pair_loss(self, pairs, scores, weight=None, margin=None):
+        "The mean loss of a batch, with WPO's weights and those of the dataset, and its margins."
+        if self.args.use_weighting:
+            wpo = wpo_weights(scores.logps, scores.log_p2, scores.mask)
+            weight = wpo if weight is None else wpo*weight
+        if margin is not None: pairs = replace(pairs, ref_chosen=pairs.ref_chosen+margin/self.args.beta)  # βΔ − margin
+        return mix_losses(pairs, self.losses, weight)
+
+    def check_loss(self, loss, logps, ref, batch):
+        "Stop at a loss that is no number, and name the step and the rows; in fp16 only warn, since the scaler skips such steps."
+        if loss.isfinite() or not self.model.training: return
+        text = explain_loss(loss.detach(), logps.detach(), ref, batch, self.state.global_step, self.train_dataset)
+        if not self.args.fp16: raise FloatingPointError(text)
+        logger.warning(text)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         "Loss; per-token log-probs `[B,T-1,2]`; token ids `[B,T,2]`, −100 outside completions. Last axis: chosen, rejected."
@@ -284,20 +388,34 @@ class DPOTrainer(Trainer):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix='eval'):
         "As `Trainer.evaluate`, also on raw preference pairs."
-        if not isinstance(eval_dataset, str): eval_dataset = self.prepare(eval_dataset, 'eval', self.args)
+        if not isinstance(eval_dataset, str): eval_dataset = self.with_ref_logps(self.prepare(eval_dataset, 'eval', self.args), 'eval')
         self.eval_prefix = metric_key_prefix
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix='test'):
         "As `Trainer.predict`, also on raw preference pairs; the metrics are complete."
-        out = super().predict(self.prepare(test_dataset, 'test', self.args), ignore_keys, metric_key_prefix)
+        test_dataset = self.with_ref_logps(self.prepare(test_dataset, 'test', self.args), 'test')
+        out = super().predict(test_dataset, ignore_keys, metric_key_prefix)
         out.metrics.update({f'{metric_key_prefix}_{k}': v for k,v in self.metric_log.pop('eval').items()})
         return out
 
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        "As `Trainer.train`; of the checkpoints it goes on with the newest one that is whole."
+        return super().train(resolve_resume(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.args.sync_ref_model and self.ref_model is not None: load_reference(self.accelerator.unwrap_model(self.ref_model), resume_from_checkpoint)
+
     def _save_checkpoint(self, model, trial):
-        count = int(self.metric_log.num_tokens)
-        self.state.stateful_callbacks['num_tokens'] = dict(args={}, attributes=dict(count=count))
-        super()._save_checkpoint(model, trial)
+        if self.args.should_save and 'reference' not in self.state.stateful_callbacks:
+            self.state.stateful_callbacks['reference'] = dict(args={}, attributes=dict(hash=self.identify_reference()))
+        self.state.stateful_callbacks['num_tokens'] = dict(args={}, attributes=dict(count=int(self.metric_log.num_tokens)))
+        folder = Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}'
+        with saving(folder):
+            if self.args.sync_ref_model and self.ref_model is not None and self.args.should_save:
+                save_reference(self.accelerator.unwrap_model(self.ref_model), folder)
+            super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir=None, state_dict=None):
         given, self.args.loss_type = self.args.loss_type, self.args.to_dict()['loss_type']
