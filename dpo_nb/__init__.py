@@ -3,7 +3,7 @@ __version__ = "0.1.0"
 
 _where = {  # public name → module that defines it; imported on first use, so `import dpo_nb` stays instant
     'DPOConfig': 'train.config',
-    'DPOTrainer': 'train.trainer',
+    'DPOTrainer': 'train.doctor',  # which gives the trainer its method `doctor`
     'DataCollatorForPreference': 'data.collator',
     'load_toy_model': 'toy',
     'load_toy_tokenizer': 'toy',
