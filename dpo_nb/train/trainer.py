@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['default_config', 'check_dataset', 'check_train_dataset', 'resolve_model', 'resolve_tokenizer', 'resolve_adapter',
            'is_checkpoint', 'shards_weights', 'resolve_reference', 'ContinueTokenCount', 'RememberReference',
-           'DPOTrainer']
+           'share_prompts', 'keeps_reference', 'DPOTrainer']
 
 # %% ../../nbs/train/53_trainer.ipynb #40c38e39
 import os
@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from ..data.collator import DataCollatorForPreference, mask_columns, pair_columns, ref_columns
 from ..data.formats import token_columns
+from ..data.prefix import cannot_share, share_prefix
 from ..data.selection import handle_overlong, mark_turns, name_columns
 from ..data.truncate import prepare_dataset
 from ..divergences import score_function
@@ -33,10 +34,12 @@ from ..logps import TokenScores
 from ..losses.length import ld_sums
 from ..losses.mixing import mix_losses, wpo_weights
 from ..losses.registry import bind_losses, needs_reference
+from ..reference.once import RefCache
 from ..reference.precompute import Ranks, compute_logps, precompute, reference_hash
 from ..reference.reference import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter
 from ..reference.sync import SyncReference, check_sync, load_reference, save_reference
 from .config import DPOConfig, loss_settings
+from .experts import RouterLoss, router_coefficient
 from .forward import pair_logps, score
 from .hints import explain_names
 from .metrics import MetricLog, pair_sums, token_sums
@@ -213,6 +216,30 @@ class RememberReference(TrainerCallback):
             logger.warning(f"the reference of this run ({now[:8]}) is not the one of the checkpoint ({then[:8]}), so its rewards go on with another "
                            "meaning; pass the model that the run started from, as model or as ref_model")
 
+# %% ../../nbs/train/53_trainer.ipynb #f2b4e5d7
+def share_prompts(
+    models:list, # The policy, and the reference if it is a model of its own
+    args:DPOConfig,
+)->str: # Why prompts are computed twice and padding too; empty if they are not
+    "Let the models compute shared prompts once, if all of them can; `padding_free=True` insists."
+    if args.torch_compile: why = "torch_compile=True wants batches of one shape"
+    elif args.router_aux_loss_coef: why = "router_aux_loss_coef counts the experts of every token, the prompt's twice"
+    elif not args.disable_dropout: why = "disable_dropout=False would drop the same units of the prompt for both answers"
+    else: why = next(filter(None, (cannot_share(m, not shards_weights(args)) for m in models)), '')
+    if why and args.padding_free: raise ValueError(f"padding_free=True is not possible here: {why}; leave it at False")
+    for m in [] if why else models: share_prefix(m)
+    if why: logger.info(f"prompts are computed twice, and padding too: {why}")
+    return why
+
+# %% ../../nbs/train/53_trainer.ipynb #8921d523
+def keeps_reference(
+    args:DPOConfig,
+    dataset, # To train on
+)->bool:
+    "Is it right, and of use, to remember what the reference says? It must be frozen, and its rows must come back to this process."
+    frozen = args.disable_dropout and not args.sync_ref_model and not args.precompute_ref_log_probs and needs_reference(args.loss_type)
+    return args.cache_ref_log_probs and frozen and args.world_size==1 and isinstance(dataset, Dataset)
+
 # %% ../../nbs/train/53_trainer.ipynb #bd76664a
 class DPOTrainer(Trainer):
     "Trains a causal language model on preference pairs; arguments and logged metrics as TRL's `DPOTrainer`."
@@ -241,6 +268,8 @@ class DPOTrainer(Trainer):
         tokenizer = resolve_tokenizer(processing_class, model, args)
         model, ref_model = resolve_reference(model, ref_model, peft_config, args)
         self.losses = bind_losses(args.loss_type, args.loss_weights, **loss_settings(args))
+        self.router_weight = router_coefficient(model, args.router_aux_loss_coef)
+        self.router = RouterLoss(model) if self.router_weight else None
         self.score_of = score_function(args.f_divergence_type, args.f_alpha_divergence_coef)
         self.metric_log, self.eval_prefix, self._tokenizer = MetricLog(), 'eval', tokenizer
         collator = data_collator or DataCollatorForPreference(tokenizer.pad_token_id, args.max_length, args.truncation_mode, args.pad_to_multiple_of)
@@ -252,6 +281,8 @@ class DPOTrainer(Trainer):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, so gradient accumulation averages it
         self.ref_model = None if ref_model is None else self.accelerator.prepare_model(ref_model, evaluation_mode=True)
         self.model.add_model_tags(self._tag_names)
+        share_prompts([m for m in (self.model, self.ref_model) if m is not None], args)
+        self.ref_cache = RefCache() if keeps_reference(args, train_dataset) else None
         self.add_callback(RememberReference(self.identify_reference))
         if args.sync_ref_model: self.follow_policy()
         self.train_dataset = self.with_ref_logps(self.train_dataset, 'train', args.per_device_train_batch_size)
@@ -322,8 +353,10 @@ class DPOTrainer(Trainer):
         finally: self.model.train(training)
 
     def ref_logps(self, model, batch):
-        "One number per row, `[2B]`, nats: computed before training, or now."
-        if not self.args.precompute_ref_log_probs: return self.answer_logps(self.ref_scores(model, batch))
+        "One number per row, `[2B]`, nats: computed before training, remembered, or computed now."
+        ask = partial(self.ref_scores, model, batch)
+        if self.ref_cache is not None: return self.answer_logps(self.ref_cache.scores(batch, ask, self.comes_back))
+        if not self.args.precompute_ref_log_probs: return self.answer_logps(ask())
         if ref_columns[0] not in batch: raise ValueError(f"precompute_ref_log_probs=True, and the batch has no {ref_columns[0]!r}; let the data_collator pass it on")
         return torch.cat([batch[c] for c in ref_columns])
 
@@ -344,15 +377,24 @@ class DPOTrainer(Trainer):
     @property
     def mode(self): return 'train' if self.model.training else 'eval'
 
+    @property
+    def comes_back(self):
+        "Will this row be seen again? Rows for evaluation will, and those for training in another epoch."
+        return self.mode=='eval' or self.args.num_train_epochs>1 or self.args.max_steps>0
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "Batch → per-token log-probs → pairs → loss; the metrics are noted on the way."
         batch = {k: v for k,v in inputs.items() if k not in (*pair_columns, 'labels')}
         ref = self.ref_logps(model, batch)  # before the policy, so that switching adapters cannot touch its graph
-        with self.accelerator.autocast(): scores = score(model, batch, log_p2=self.args.use_weighting)
+        with self.accelerator.autocast(), self.router.watching() if self.router else nullcontext():
+            scores = score(model, batch, log_p2=self.args.use_weighting)
         pairs = pair_logps(scores, ref, self.answer_logps(scores), score=self.score_of)
         loss = self.pair_loss(pairs, scores, *(inputs.get(c) for c in pair_columns))
         self.check_loss(loss, scores.sums, ref, batch)
         sums = pair_sums(pairs, self.args.beta) | token_sums(scores)
+        if self.router:
+            loss = loss + self.router_weight*self.router.value
+            sums['aux_loss'] = self.router.value, torch.ones_like(self.router.value)
         self.metric_log.add(self.mode, sums, inputs['attention_mask'].sum(), self.accelerator.reduce)
         return (loss, scores) if return_outputs else loss
 
