@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['nearest', 'make_parser', 'read_config', 'config_flags', 'parse', 'find_checkpoint', 'check_output', 'check_resume',
-           'one_line', 'quiet', 'train', 'main', 'train_help']
+           'one_line', 'quiet', 'train', 'doctor', 'main', 'train_help']
 
 # %% ../nbs/train/58_cli.ipynb #e4c5bf66
 import os, sys, textwrap, traceback
@@ -175,28 +175,36 @@ def train(
     argv:list[str], # What stands after `dpo_nb train`
 )->int: # Exit code
     "Train a model on preference pairs; without arguments, the embedded example."
-    from datasets.exceptions import DatasetsError
-    from jinja2 import TemplateError
-    from dpo_nb.train.job import build_job, run_job
-    notes = quiet(bars=sys.stderr.isatty())
-    try:
-        s, m, args = parse(argv)
-        resume = find_checkpoint(args)
-        check_output(s, m, args, resume)
-        job = build_job(s, m, args)
-        check_resume(job, resume)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, DatasetsError, TemplateError) as e:
-        notes.buffer.clear()  # else they would be said when Python ends
-        if '--traceback' in argv: traceback.print_exc()
-        return _complain(f'error: {one_line(e)}', 2)
-    notes.flush()
-    notes.flushLevel = 0  # from here on at once
+    from dpo_nb.train.job import run_job
+    built = _build(argv, 'train')
+    if built is None: return 2
+    job, resume = built
     try: run_job(job, resume, say=print if _first_process() else lambda *_: None)
     except KeyboardInterrupt: return _complain('interrupted'+_where_to_go_on(job), 130)
     except Exception:
         traceback.print_exc()
         return _complain('error: stopped'+_where_to_go_on(job), 1)
     return 0
+
+def _build(argv, command):
+    "(job, checkpoint to resume from) of a command line; None after saying what is wrong with it."
+    from datasets.exceptions import DatasetsError
+    from jinja2 import TemplateError
+    from dpo_nb.train.job import build_job
+    notes = quiet(bars=sys.stderr.isatty())
+    try:
+        s, m, args = parse(argv)
+        resume = find_checkpoint(args) if command=='train' else None
+        if command=='train': check_output(s, m, args, resume)
+        job = build_job(s, m, args)
+        if command=='train': check_resume(job, resume)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, DatasetsError, TemplateError) as e:
+        notes.buffer.clear()  # else they would be said when Python ends
+        if '--traceback' in argv: traceback.print_exc()
+        return _complain(f'error: {one_line(e)}', None, f' {command}')
+    notes.flush()
+    notes.flushLevel = 0  # from here on at once
+    return job, resume
 
 def _complain(text, code, command=' train'):
     if _first_process(): print(f'dpo_nb{command}: {text}', file=sys.stderr)
@@ -208,8 +216,20 @@ def _where_to_go_on(job):
     last = get_last_checkpoint(out) if Path(out).is_dir() else None
     return f" at step {step}" + (f"; the last checkpoint is {last}, and --resume_from_checkpoint goes on from it" if last else ', before the first checkpoint')
 
+# %% ../nbs/train/58_cli.ipynb #e5d4a43c
+def doctor(
+    argv:list[str], # What stands after `dpo_nb doctor`: the settings of `train`
+)->int: # Exit code: 0 nothing is wrong, 1 something is, 2 refused
+    "Examine a run without training; takes the settings of `train`."
+    from dpo_nb.train.doctor import doctor as examine
+    built = _build(argv, 'doctor')
+    if built is None: return 2
+    found = examine(built[0].trainer)
+    print(found)
+    return 0 if found.healthy else 1
+
 # %% ../nbs/train/58_cli.ipynb #e7c2bbf9
-_commands = dict(train=train)
+_commands = dict(train=train, doctor=doctor)
 
 def main(
     argv:list[str]|None=None, # None: what was typed
