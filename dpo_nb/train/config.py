@@ -60,7 +60,7 @@ def resolve_bf16(
 
 # %% ../../nbs/train/52_config.ipynb #f435d879
 not_yet = dict(  # field → default; another value is refused until its page is written
-    padding_free=False, activation_offloading=False)
+    activation_offloading=False)
 
 # %% ../../nbs/train/52_config.ipynb #d5cb61ed
 loss_fields = ('beta', 'label_smoothing', 'discopop_tau', 'simpo_gamma', 'dpop_lambda', 'rdpo_alpha', 'chi_po_clip')
@@ -202,7 +202,7 @@ class DPOConfig(TrainingArguments):
         'Train all tokens of the answers, or in conversations only those of the assistant.', choices=['completion', 'assistant'])
     weight_column: str|None = _option(None, 'Column of the dataset with a weight per pair.')
     margin_column: str|None = _option(None, 'Column of the dataset with the margin, in units of reward, that a pair must exceed.')
-    padding_free: bool = _option(False, 'Compute no padding at all.')
+    padding_free: bool = _option(False, 'Insist on computing shared prompts once and no padding. Unset: done wherever it is exact.')
     pad_to_multiple_of: int|str|None = _option(None, 'Round the padded length up to a multiple.')
     precompute_ref_log_probs: bool = _option(False, 'Compute the reference log-probabilities once, before training.')
     precompute_ref_batch_size: int|None = _option(None, 'Pairs per batch while precomputing.')
@@ -225,6 +225,7 @@ class DPOConfig(TrainingArguments):
     chi_po_clip: float|None = _option(None, 'chi_po: largest margin that counts, logit. Unset: no limit.')
 
     # Reference
+    cache_ref_log_probs: bool = _option(True, 'Remember what a frozen reference said, and do not ask it twice about a row.')
     sync_ref_model: bool = _option(False, 'TR-DPO: move the reference towards the policy now and then.')
     ref_model_mixup_alpha: float = _option(0.6, 'TR-DPO: share of the policy in the new reference.')
     ref_model_sync_steps: int = _option(512, 'TR-DPO: steps between moves.')
