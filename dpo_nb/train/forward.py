@@ -84,8 +84,9 @@ def score(
 )->TokenScores: # Every field `[2B,T-1]`
     "One forward pass, then scores of the completion tokens."
     tokens, mask = batch['input_ids'][:,1:], batch['completion_mask'][:,1:].bool()
-    packed = pack(batch) if shares_prefix(model) else None
-    given = packed.inputs if packed else {k:v for k,v in batch.items() if k not in not_for_the_model}
+    given = {k:v for k,v in batch.items() if k not in not_for_the_model}
+    packed = pack(given) if shares_prefix(model) else None
+    if packed: given = packed.inputs
 
     def rows(x): # `[2B,T,·]`, `[2B,virtual+T,·]` or packed `[1,L,·]` → `[M,·]`
         return x[0, packed.where[:,:-1][mask]] if packed else x[:, -mask.shape[1]-1:-1][mask]
