@@ -223,7 +223,7 @@ def share_prompts(
 )->str: # Why prompts are computed twice and padding too; empty if they are not
     "Let the models compute shared prompts once, if all of them can; `padding_free=True` insists."
     if args.torch_compile: why = "torch_compile=True wants batches of one shape"
-    elif args.router_aux_loss_coef: why = "router_aux_loss_coef counts the experts of every token, the prompt's twice"
+    elif router_coefficient(models[0], args.router_aux_loss_coef): why = "the routers' auxiliary loss counts every token, the prompt's twice"
     elif not args.disable_dropout: why = "disable_dropout=False would drop the same units of the prompt for both answers"
     else: why = next(filter(None, (cannot_share(m, not shards_weights(args)) for m in models)), '')
     if why and args.padding_free: raise ValueError(f"padding_free=True is not possible here: {why}; leave it at False")
