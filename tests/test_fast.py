@@ -172,3 +172,42 @@ def test_a_remembered_reference_gives_the_same_loss_and_gradient():
         assert torch.equal(r.logps, a.logps) and torch.equal(r.mask, a.mask)
         one, two = (loss_and_grads(policy, score(policy, b), x.sums) for x in (a, r))
         assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+
+
+def trainer(tmp_path, model, **kw):
+    import dpo_nb
+    from dpo_nb.toy import load_toy_pairs, load_toy_tokenizer
+    own = {k: kw.pop(k) for k in ('peft_config', 'eval_dataset') if k in kw}
+    args = dpo_nb.DPOConfig(str(tmp_path), **(dict(use_cpu=True, bf16=False, report_to='none', save_strategy='no', disable_tqdm=True, logging_steps=1,
+                                                   per_device_train_batch_size=4, learning_rate=3e-4, seed=3, num_train_epochs=3) | kw))
+    rows = load_toy_pairs()['train'].select(range(8))
+    return dpo_nb.DPOTrainer(model, args=args, train_dataset=rows, processing_class=load_toy_tokenizer(), **own)
+
+
+def curve(t):
+    t.train()
+    return torch.tensor([[h['loss'], h['grad_norm'], h['logps/chosen'], h['entropy'], h['num_tokens']] for h in t.state.log_history if 'loss' in h])
+
+
+@pytest.mark.parametrize('lora', [False, True], ids=['', 'lora'])
+def test_trainer_gives_the_same_numbers_without_its_shortcuts(tmp_path, lora):
+    from dpo_nb.toy import load_toy_model
+    peft = dict(peft_config=LoraConfig(r=4, target_modules=['q_proj', 'v_proj'])) if lora else {}
+    fast, plain = trainer(tmp_path, load_toy_model(), **peft), trainer(tmp_path, load_toy_model(), cache_ref_log_probs=False, **peft)
+    for m in filter(None, (plain.model, plain.ref_model)): share_prefix(m, False)
+    asked, ask = [], fast.ref_scores
+    fast.ref_scores = lambda *a: (asked.append(1), ask(*a))[1]
+    a, b = curve(fast), curve(plain)
+    assert len(a) == 6 and len(asked) == 2
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_sharing_is_refused_with_its_reason(tmp_path):
+    from dpo_nb.toy import load_toy_model
+    from dpo_nb.train.config import DPOConfig
+    from dpo_nb.train.trainer import share_prompts
+    config = lambda **kw: DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to='none', **kw)
+    assert share_prompts([load_toy_model()], config(padding_free=True)) == ''
+    assert 'auxiliary loss' in share_prompts([make('qwen3 of experts')], config(router_aux_loss_coef=.01))
+    for kw, says in ((dict(disable_dropout=False), 'disable_dropout'), (dict(torch_compile=True), 'torch_compile')):
+        with pytest.raises(ValueError, match=f'padding_free=True is not possible here: {says}'): share_prompts([load_toy_model()], config(padding_free=True, **kw))
