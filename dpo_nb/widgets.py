@@ -158,7 +158,7 @@ def explore_loss(
     z:Tensor|None=None, # Margins; None means −6 to 6 in steps of 0.1
 )->Explorer: # Panels: loss, push on the chosen answer, push on the rejected answer
     "Loss and pushes over the margin for several settings."
-    z = torch.linspace(-6, 6, 121) if z is None else z
+    z = torch.arange(-60, 61)/10 if z is None else z
     p = margin_pairs(z, beta)
     up, down = (torch.stack(t)/beta for t in zip(*(pushes(f, p) for f in losses.values())))
     values = torch.stack([f(p) for f in losses.values()])
