@@ -45,7 +45,8 @@ def score_function(
     if f_divergence_type not in divergences:
         raise ValueError(f"f_divergence_type={f_divergence_type!r} is unknown; choose one of {list(divergences)}")
     if not math.isfinite(f_alpha_divergence_coef):
-        raise ValueError(f"f_alpha_divergence_coef={f_alpha_divergence_coef} is not legal; give a finite number, between 0 (forward KL) and 1 (reverse KL)")
+        raise ValueError(f"f_alpha_divergence_coef={f_alpha_divergence_coef} is not legal; give a finite number, "
+                         "between 0 (forward KL) and 1 (reverse KL)")
     if f_divergence_type=='reverse_kl': return None
     if f_divergence_type=='js_divergence': return js_score
     return partial(power_score, k=-1. if f_divergence_type=='forward_kl' else f_alpha_divergence_coef-1)
