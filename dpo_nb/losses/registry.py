@@ -15,17 +15,35 @@ import torch
 
 from ..divergences import score_function
 from .aot import aot_loss, aot_unpaired_loss
+from .apo import apo_down_loss, apo_zero_loss
 from .bco import RunningShift, bco_pair_loss
+from .chi_po import chi_po_loss
+from .discopop import discopop_loss
+from .dpop import dpop_loss
+from .exo import exo_pair_loss
+from .hinge import hinge_loss
+from .ipo import ipo_loss
 from .length import rdpo_loss
+from .nca import nca_pair_loss
+from .orpo import orpo_loss
+from .robust import cdpo_loss, robust_loss
+from .sft import sft_loss
 from .sigmoid import sigmoid_loss
+from .sigmoid_norm import sigmoid_norm_loss
+from .simpo import simpo_loss
+from .sppo import cal_dpo_loss, sppo_hard_loss
 from ..pairs import PairLogps
 
 # %% ../../nbs/losses/29_registry.ipynb #da4d5f06
 losses = dict(
     # TRL 1.16.0's, under its names
-    sigmoid=sigmoid_loss, bco_pair=bco_pair_loss, aot=aot_loss, aot_unpaired=aot_unpaired_loss,
+    sigmoid=sigmoid_loss, hinge=hinge_loss, ipo=ipo_loss, exo_pair=exo_pair_loss, nca_pair=nca_pair_loss,
+    robust=robust_loss, bco_pair=bco_pair_loss, sppo_hard=sppo_hard_loss, aot=aot_loss,
+    aot_unpaired=aot_unpaired_loss, apo_zero=apo_zero_loss, apo_down=apo_down_loss, discopop=discopop_loss,
+    sft=sft_loss, sigmoid_norm=sigmoid_norm_loss,
     # and ours
-    rdpo=rdpo_loss, bco=RunningShift,
+    cdpo=cdpo_loss, simpo=simpo_loss, dpop=dpop_loss, rdpo=rdpo_loss, cal_dpo=cal_dpo_loss,
+    chi_po=chi_po_loss, orpo=orpo_loss, bco=RunningShift,
 )
 
 # %% ../../nbs/losses/29_registry.ipynb #b8a240d2
