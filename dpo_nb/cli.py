@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['nearest', 'make_parser', 'read_config', 'config_flags', 'parse', 'find_checkpoint', 'check_output', 'check_resume',
-           'one_line', 'quiet', 'train', 'doctor', 'main', 'train_help']
+           'one_line', 'quiet', 'train', 'doctor', 'score_parser', 'score', 'main', 'train_help']
 
 # %% ../nbs/train/58_cli.ipynb #e4c5bf66
 import os, sys, textwrap, traceback
@@ -228,8 +228,50 @@ def doctor(
     print(found)
     return 0 if found.healthy else 1
 
+# %% ../nbs/train/58_cli.ipynb #45573583
+def score_parser(): # An `argparse.ArgumentParser` that raises `ValueError` where others exit
+    "The flags of `dpo_nb score`."
+    import argparse
+    p = argparse.ArgumentParser(prog='dpo_nb score', add_help=False, allow_abbrev=False)
+    p.error = _refuse
+    p.add_argument('--model_name_or_path', default='dpo_out', help='the trained model: a folder or a hub name (dpo_out)')
+    p.add_argument('--ref_model_name_or_path', help='what it was trained against; an adapter needs none')
+    p.add_argument('--dataset_name', help='preference pairs: a file, a folder or a hub name')
+    p.add_argument('--dataset_split', default='train', help='which split of them (train)')
+    p.add_argument('--output_file', default='scores.jsonl', help='one line of JSON per pair; an unfinished file is gone on with (scores.jsonl)')
+    p.add_argument('--beta', type=float, default=.1, help='reward units per nat, as in training (0.1)')
+    p.add_argument('--batch_size', type=int, default=8, help='pairs at once (8)')
+    p.add_argument('--max_length', type=int, help='longest prompt and answer in tokens (no limit)')
+    return p
+
+def score(
+    argv:list[str], # What stands after `dpo_nb score`
+)->int: # Exit code
+    "Implicit rewards of preference pairs under a trained model, a line of JSON each."
+    from datasets.exceptions import DatasetsError
+    from dpo_nb.toy import load_toy_pairs, toy_path
+    from dpo_nb.train.job import load_pairs
+    from dpo_nb.train.scoring import score as rewards
+    notes = quiet(bars=sys.stderr.isatty())
+    try:
+        a = score_parser().parse_args(argv)
+        if not Path(a.model_name_or_path).exists() and a.model_name_or_path=='dpo_out': raise ValueError("there is no dpo_out here; run `dpo_nb train` first, or give --model_name_or_path")
+        pairs = load_pairs(a.dataset_name) if a.dataset_name else load_toy_pairs()
+        split = a.dataset_split if a.dataset_name else 'test'
+        if split not in pairs: raise ValueError(f"dataset_split={split!r} is not there; choose one of {list(pairs)}")
+        ref = a.ref_model_name_or_path or (None if a.dataset_name else toy_path())
+        d = rewards(a.model_name_or_path, ref, pairs[split], beta=a.beta, batch_size=a.batch_size, max_length=a.max_length, output_file=a.output_file)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, DatasetsError) as e:
+        notes.buffer.clear()
+        if '--traceback' in argv: traceback.print_exc()
+        return _complain(f'error: {one_line(e)}', 2, ' score')
+    notes.flush()
+    right = sum(m > 0 for m in d['margin'])
+    print(f"{len(d)} pairs: {right/len(d):.1%} in the right order, mean margin {sum(d['margin'])/len(d):+.3f}\nsaved to {a.output_file}")
+    return 0
+
 # %% ../nbs/train/58_cli.ipynb #e7c2bbf9
-_commands = dict(train=train, doctor=doctor)
+_commands = dict(train=train, doctor=doctor, score=score)
 
 def main(
     argv:list[str]|None=None, # None: what was typed
@@ -242,6 +284,7 @@ def main(
         if name in ('-h', '--help', 'help'): print(_usage())
         elif name=='--version': print(_version())
         elif name not in _commands: return _complain(f"error: there is no command {name!r}{nearest(name, _commands)} (dpo_nb --help lists them)", 2, '')
+        elif name=='score' and {'-h', '--help'} & set(argv): print(score_parser().format_help())
         elif {'-h', '--help', '--help_all'} & set(argv): print(train_help(everything='--help_all' in argv))
         else: return _commands[name](argv[1:])
     except KeyboardInterrupt: return _complain('interrupted', 130, f' {name}')
