@@ -89,7 +89,8 @@ def shared_prefix_attention(
     if shared_prefix is None: return attend(module, query, key, value, attention_mask, **kwargs)
     window, out, a = kwargs.get('sliding_window'), [], 0
     def piece(q0, q1, *seen):
-        k, v = (torch.cat([x[:,:,i:j] for i,j in seen], 2) for x in (key, value))
+        parts = ([x[:,:,i:j] for i,j in seen if j>i] for x in (key, value))
+        k, v = (x[0] if len(x)==1 else torch.cat(x, 2) for x in parts)
         q, n = query[:,:,q0:q1], k.shape[2]
         mask = None
         if attend is not sdpa_attention_forward or q1-q0<n or window is not None and window<n:

@@ -35,7 +35,8 @@ def fused_head(
     if not isinstance(head, nn.Linear): return None, f"the head is {type(head).__module__}.{type(head).__name__}, no plain matrix"
     if not head.weight.is_floating_point(): return None, "the head's weights are quantized"
     if 'forward' in vars(head): return None, "the head's forward has been replaced by another library"
-    if any(x._compiled_call_impl is not None or hasattr(x, '_orig_mod') for x in model.modules()): return None, "the model is compiled"
+    wrappers = model, getattr(model, 'module', model), m
+    if any(x._compiled_call_impl is not None or hasattr(x, '_orig_mod') for x in wrappers): return None, "the model is compiled"
     return head, ''
 
 # %% ../../nbs/train/50_forward.ipynb #6caa7fe1
