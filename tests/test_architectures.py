@@ -26,7 +26,7 @@ CASES = {k: {} for k in ARCHITECTURES} | {
     'gemma-2, soft-capped, lora': dict(peft_config=LoraConfig(r=4, target_modules=['q_proj', 'v_proj'])),
     'gpt-2, lora': dict(peft_config=LoraConfig(r=4, target_modules=['c_attn'], fan_in_fan_out=True)),
     'mixtral, coefficient 0.5': dict(router_aux_loss_coef=.5), 'mixtral, coefficient 0': dict(router_aux_loss_coef=0.),
-    'mixtral, lora': dict(peft_config=LoraConfig(r=4, target_modules=['q_proj', 'v_proj']), router_aux_loss_coef=.1),
+    'mixtral, lora': dict(peft_config=LoraConfig(r=4, target_modules=['q_proj', 'v_proj']), router_aux_loss_coef=.1, optim='sgd', learning_rate=.5),
     'mixtral, precomputed': dict(precompute_ref_log_probs=True)}
 
 
@@ -54,7 +54,7 @@ def test_every_number_equals_trl(case, folder, tmp_path):
     import trl
     kw = dict(max_steps=5, gradient_checkpointing=False) | CASES[case]
     ours, theirs = (run(lib, folder(case), tmp_path, **kw) for lib in (dpo_nb, trl))
-    same(ours, theirs, floor=1e-4)  # rewards after some steps; where tokens go to experts, rounding decides now and then
+    same(ours, theirs)
     aux = first(ours).get('aux_loss')
     assert (aux is None) == ('aux_loss' not in first(theirs)) and (aux is not None) == (('mixtral' in case or 'experts' in case) and CASES[case].get('router_aux_loss_coef') != 0)
     assert len({h['rewards/margins'] for h in ours if 'loss' in h}) > 1
