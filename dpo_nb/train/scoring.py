@@ -7,6 +7,7 @@ __all__ = ['check_reference', 'batch_rewards', 'score']
 
 # %% ../../nbs/train/55_score.ipynb #dca436cd
 import json, tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,6 +60,15 @@ def _written(file, n):
     if whole!=text: file.write_text(whole, encoding='utf-8')
     return lines
 
+@contextmanager
+def _may_be_frozen(model):
+    "A trainer refuses a model in which nothing can learn; for scoring that is as good as any."
+    one = next(model.parameters()) if isinstance(model, torch.nn.Module) and not any(p.requires_grad for p in model.parameters()) else None
+    if one is not None: one.requires_grad_(True)
+    try: yield
+    finally:
+        if one is not None: one.requires_grad_(False)
+
 def score(
     model, # Trained model: name, folder or object
     ref_model=None, # What it was trained against; not needed for an adapter
@@ -76,9 +86,11 @@ def score(
     check_reference(model, ref_model)
     if dataset is None: raise ValueError("dataset is missing; pass a datasets.Dataset of preference pairs")
     config = dict(disable_tqdm=True, report_to='none', save_strategy='no', gradient_checkpointing=False, cache_ref_log_probs=False) | config
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _may_be_frozen(model):
         args = DPOConfig(folder, beta=beta, max_length=max_length, per_device_eval_batch_size=batch_size, **config)
         trainer = DPOTrainer(model, ref_model, args, train_dataset=dataset, processing_class=processing_class)
+    own = trainer.accelerator.unwrap_model(trainer.model)
+    if ref_model is None and 'ref' in own.peft_config: own.delete_adapter('ref')  # a copy for training on; a score is measured against the base
     rows = trainer.train_dataset
     if len(rows)!=len(dataset): raise ValueError(f"{len(dataset)-len(rows)} rows were dropped while preparing; raise max_length, so that every pair gets its score")
     file = Path(output_file) if output_file else None
