@@ -5,6 +5,7 @@ _where = {  # public name → module that defines it; imported on first use, so 
     'DPOConfig': 'train.config',
     'DPOTrainer': 'train.doctor',  # which gives the trainer its method `doctor`
     'DataCollatorForPreference': 'data.collator',
+    'DataCollatorForVisionPreference': 'data.vision',
     'score': 'train.scoring',
     'load_toy_model': 'toy',
     'load_toy_tokenizer': 'toy',
