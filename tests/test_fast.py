@@ -211,3 +211,34 @@ def test_sharing_is_refused_with_its_reason(tmp_path):
     assert 'auxiliary loss' in share_prompts([make('qwen3 of experts')], config(router_aux_loss_coef=.01))
     for kw, says in ((dict(disable_dropout=False), 'disable_dropout'), (dict(torch_compile=True), 'torch_compile')):
         with pytest.raises(ValueError, match=f'padding_free=True is not possible here: {says}'): share_prompts([load_toy_model()], config(padding_free=True, **kw))
+
+
+TWO = '''
+import json, sys
+import torch, dpo_nb
+from dpo_nb.data.prefix import shares_prefix
+from dpo_nb.toy import load_toy_pairs, load_toy_tokenizer, toy_path
+torch.set_num_threads(1)
+checkpointing = sys.argv[1] == 'True'
+args = dpo_nb.DPOConfig(sys.argv[2], use_cpu=True, bf16=False, report_to='none', save_strategy='no', disable_tqdm=True, logging_steps=1, max_steps=2, seed=1,
+                        per_device_train_batch_size=int(sys.argv[3]), gradient_checkpointing=checkpointing, ddp_find_unused_parameters=not checkpointing)
+t = dpo_nb.DPOTrainer(toy_path(), args=args, train_dataset=load_toy_pairs()['train'].select(range(16)), processing_class=load_toy_tokenizer())
+t.train()
+if t.accelerator.is_main_process: print('RESULT', json.dumps([shares_prefix(t.model)] + [[h['loss'], h['grad_norm'], h['num_tokens']] for h in t.state.log_history if 'loss' in h]))
+'''
+
+
+def test_two_processes_give_what_one_gives(tmp_path, checkpointing=False):
+    "The head's forward is replaced inside data-parallel training too, which must still find every weight's gradient."
+    import json, socket, sys
+    from conftest import run
+    (tmp_path/'two.py').write_text(TWO)
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    rest = [tmp_path/'two.py', checkpointing, tmp_path/'out']
+    both = run(sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', 2, '--master_addr', '127.0.0.1', '--master_port', port, *rest, 2, OMP_NUM_THREADS='1')
+    one = run(sys.executable, *rest, 4, OMP_NUM_THREADS='1')
+    a, b = (json.loads(next(l for l in x.stdout.splitlines() if l.startswith('RESULT'))[7:]) for x in (both, one))
+    assert a[0] is b[0] is True
+    torch.testing.assert_close(torch.tensor(a[1:]), torch.tensor(b[1:]), rtol=1e-5, atol=1e-6)
