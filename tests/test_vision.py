@@ -129,3 +129,133 @@ def test_tokens_and_features_agree(family):
     first = image_places(batch['input_ids'], proc).int().argmax(1)[0]
     batch['input_ids'][0, first] = proc.tokenizer.pad_token_id
     with pytest.raises(ValueError, match='not made for each other'): check_features(model, batch, proc)
+
+
+# Training
+
+ROWS = [{k: r[k] for k in ('prompt', 'chosen', 'rejected')} | dict(images=[r['image']]) for r in draw_shapes(8, size=40)]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "Family → a folder with its tiny model."
+    where = tmp_path_factory.mktemp('vlms')
+
+    @cache
+    def save(family):
+        tiny(family)[1].save_pretrained(where/family)
+        return str(where/family)
+    return save
+
+
+def trainer(lib, folder, family, out, data=ROWS, **kw):
+    own = {k: kw.pop(k) for k in ('peft_config', 'eval_dataset', 'data_collator') if k in kw}
+    base = dict(max_steps=3, per_device_train_batch_size=2, learning_rate=1e-2, logging_steps=1, bf16=False, use_cpu=True, save_strategy='no',
+                report_to='none', disable_tqdm=True, seed=1, max_length=None)
+    data = Dataset.from_list(data) if isinstance(data, list) else data
+    return lib.DPOTrainer(folder(family), args=lib.DPOConfig(str(out/lib.__name__), **(base | kw)), train_dataset=data, processing_class=processor(family), **own)
+
+
+def both_log_the_same(folder, family, out, **kw):
+    import trl
+    logs = []
+    for lib in (dpo_nb, trl):
+        t = trainer(lib, folder, family, out, **kw)
+        t.train()
+        logs.append(t.state.log_history)
+    same(*logs)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_training_logs_what_trl_logs(family, folder, tmp_path):
+    both_log_the_same(folder, family, tmp_path)
+
+
+def test_mixed_rows_and_length_limit_log_what_trl_logs(folder, tmp_path):
+    rows = [ONE, NONE, TURNS, NONE | dict(chosen=says('Hello.'))]
+    rows = [r | dict(prompt=[dict(m) for m in r['prompt']]) for r in rows]
+    both_log_the_same(folder, 'llava', tmp_path, data=rows*2, max_length=256)
+
+
+def test_evaluation_logs_what_trl_logs(folder, tmp_path):
+    held = [r | dict(images=r['images']) for r in ROWS[:4]]
+    both_log_the_same(folder, 'gemma3', tmp_path, eval_dataset=Dataset.from_list(held), eval_strategy='steps', eval_steps=3, per_device_eval_batch_size=2)
+
+
+@pytest.mark.parametrize('family', ['llava', 'qwen2_vl'])
+def test_text_for_a_model_that_sees_logs_what_trl_logs(family, folder, tmp_path):
+    text = [dict(prompt=[dict(role='user', content=f'Which number is {i}?')], chosen=says(f'It is {i}.'), rejected=says('No idea.')) for i in range(6)]
+    both_log_the_same(folder, family, tmp_path, data=text)
+
+
+def test_lora_on_the_language_part_logs_what_trl_logs(folder, tmp_path):
+    both_log_the_same(folder, 'smolvlm', tmp_path, peft_config=LoraConfig(r=4, target_modules=r'.*text_model.*\.(q_proj|v_proj)'))
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_eyes_and_tongue_get_gradients(family, folder, tmp_path):
+    t = trainer(dpo_nb, folder, family, tmp_path)
+    t.model.train()
+    t.compute_loss(t.model, t._prepare_inputs(t.data_collator(ROWS[:2]))).backward()
+    moved = {n for n, w in t.model.named_parameters() if w.grad is not None and w.grad.abs().max() > 0}
+    assert any('vision' in n or 'visual' in n for n in moved) and any('language_model' in n or 'text_model' in n for n in moved)
+
+
+def test_a_stream_trains_like_a_dataset(folder, tmp_path):
+    logs = []
+    for data in (Dataset.from_list(ROWS), IterableDataset.from_generator(lambda: iter(ROWS))):
+        t = trainer(dpo_nb, folder, 'llava', tmp_path, data=data, train_sampling_strategy='sequential')
+        t.train()
+        logs.append([h['loss'] for h in t.state.log_history if 'loss' in h])
+    assert logs[0] == pytest.approx(logs[1], abs=1e-5)
+
+
+def test_the_reference_is_asked_about_every_picture(folder, tmp_path):
+    "Rows with the same words and other pictures are other rows, so nothing is remembered, and nothing packed."
+    t = trainer(dpo_nb, folder, 'llava', tmp_path, max_steps=-1, num_train_epochs=2)
+    assert t.ref_cache is None and not t.model.config._attn_implementation.endswith('shared_prefix')
+
+
+def test_weights_per_pair(folder, tmp_path):
+    data = Dataset.from_list([r | dict(w=float(i % 2)) for i, r in enumerate(ROWS)])
+    t = trainer(dpo_nb, folder, 'llava', tmp_path, data=data, weight_column='w')
+    assert t.data_collator([t.train_dataset[i] for i in range(4)])['pair_weight'].tolist() == [0, 1, 0, 1]
+    t.train()
+
+
+def test_the_processor_is_saved_with_the_model(folder, tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    t = trainer(dpo_nb, folder, 'gemma3', tmp_path)
+    t.save_model(str(tmp_path/'saved'))
+    assert isinstance(AutoProcessor.from_pretrained(tmp_path/'saved'), ProcessorMixin)
+    again = dpo_nb.DPOTrainer(str(tmp_path/'saved'), args=t.args, train_dataset=Dataset.from_list(ROWS))  # finds both by the name
+    assert type(again.model) is type(t.model) and isinstance(again.processing_class, ProcessorMixin)
+    assert isinstance(again.model, type(AutoModelForImageTextToText.from_pretrained(tmp_path/'saved')))
+
+
+@pytest.mark.parametrize('kw, words', [
+    (dict(max_length=64, truncation_mode='keep_end'), "truncation_mode='keep_end' would cut the prompt"),
+    (dict(precompute_ref_log_probs=True), 'precompute_ref_log_probs=True is not supported with pictures'),
+    (dict(padding_free=True), 'padding_free=True is not supported with pictures'),
+    (dict(loss_on='assistant'), "loss_on='assistant' is not supported with pictures"),
+    (dict(max_length=64, overlong='drop'), "overlong='drop' is not supported with pictures"),
+    (dict(max_length=6), 'row 0 of the train dataset has image tokens up to place'),
+])
+def test_refusals(kw, words, folder, tmp_path):
+    with pytest.raises(ValueError, match=words): trainer(dpo_nb, folder, 'llava', tmp_path, **kw)
+
+
+def test_refusals_of_rows(folder, tmp_path):
+    with pytest.raises(ValueError, match='row 1 of the train dataset cannot be read: .*has 2 images, and its messages have places for 1'):
+        trainer(dpo_nb, folder, 'llava', tmp_path, data=[ONE | dict(prompt=user(None, 'Eh?')), ONE | dict(prompt=user(None, 'Eh?'), images=PICS[:2])])
+    args = dpo_nb.DPOConfig(str(tmp_path), report_to='none', use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match="a column 'image' or 'images', and a .* reads only text"):
+        dpo_nb.DPOTrainer(folder('llava'), args=args, train_dataset=Dataset.from_list(ROWS), processing_class=processor('llava').tokenizer)
+
+
+def test_a_processor_of_another_family_is_found_out(folder, tmp_path):
+    wrong = copy.copy(processor('llava'))
+    wrong.num_additional_image_tokens = 3
+    args = dpo_nb.DPOConfig(str(tmp_path), report_to='none', use_cpu=True, bf16=False)
+    with pytest.raises(ValueError, match='image tokens where the model makes'):
+        dpo_nb.DPOTrainer(folder('llava'), args=args, train_dataset=Dataset.from_list(ROWS), processing_class=wrong)

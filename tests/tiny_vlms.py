@@ -109,7 +109,9 @@ def gemma3():
                            chat_template=CHAT.replace('IMAGE', '<start_of_image>'))
     c = Gemma3Config(text_config=text(tok, head_dim=8, sliding_window=16), vision_config=SEE, mm_tokens_per_image=4, image_token_id=tok.image_token_id,
                      boi_token_id=tok.boi_token_id, eoi_token_id=tok.eoi_token_id)
-    return proc, Gemma3ForConditionalGeneration(c)
+    model = Gemma3ForConditionalGeneration(c)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=.1)  # zero otherwise, and the eyes shut
+    return proc, model
 
 
 FAMILIES = dict(qwen2_vl=qwen2_vl, qwen2_5_vl=qwen2_5_vl, qwen3_vl=qwen3_vl, llava=llava, llava_next=llava_next, idefics3=idefics3, smolvlm=smolvlm,
