@@ -15,6 +15,7 @@ from nbdev.serve import proc_nbs
 from project import ROOT, colab_url, doc_url, fill, modidx, pages, settings, source_url, unnumbered
 
 PROC, OUT = ROOT/'_proc', ROOT/settings()['doc_path']
+NOTEBOOKS = 'notebooks'  # where the site keeps the pages as notebooks, to download
 LINK = re.compile(r'(\]\(|href="|src=")([^)"\s]+)')
 
 
@@ -47,10 +48,22 @@ def unlink_code(text):
     return ''.join(re.sub(r'\[(`[^`]+`)\]\([^)\s]*\)', r'\1', p) if i % 2 else p for i, p in enumerate(parts))
 
 
-def buttons(name, cfg):
-    "The line under a page's title: open it in Colab, read its source."
-    colab, source = colab_url(cfg, name), source_url(cfg, f'nbs/{name}')
-    return ' · '.join([f'[Open in Colab]({colab})']*bool(colab) + [f'[Notebook]({source})'])
+def said_once(cells):
+    "nbdev prints a signature above the source of the same function: where the source is shown, keep heading and docstring only."
+    for i, cell in enumerate(cells):
+        if not cell.source.rstrip().endswith(')') or 'show_doc(' not in cell.source: continue
+        shown = next((c.source for c in cells[i+1:] if 'show_doc(' not in c.source), '')
+        if 'Exported source' not in shown: continue
+        for o in cell.get('outputs', []):
+            if text := o.get('data', {}).get('text/markdown'): o.data['text/markdown'] = re.sub(r'(?ms)^```python$.*?^```$\n*', '', ''.join(text), count=1)
+
+
+def buttons(name, here, cfg):
+    "The line under a page's title: run it, take it away, read its source."
+    colab, copy = colab_url(cfg, name), os.path.relpath(f'{NOTEBOOKS}/{name}', here.parent)
+    links = [f'<a href="{colab}">Open in Colab</a>']*bool(colab)
+    links += [f'<a href="{copy}" download>Download notebook</a>', f'<a href="{source_url(cfg, f"nbs/{name}")}">View source</a>']
+    return '<p class="page-links">' + ' · '.join(links) + '</p>'
 
 
 def rename():
@@ -60,13 +73,14 @@ def rename():
         name = src.relative_to(ROOT/'nbs')
         here = Path(unnumbered(name))
         nb = read_nb(PROC/name)
+        said_once(nb.cells)
         for c in nb.cells:
             if c.cell_type == 'raw': c.source = re.sub(r'(?m)^output-file: .*\n', '', c.source)  # now the page's own name
             if c.cell_type == 'markdown': c.source = links(fill(c.source, cfg), here, cfg)
             for o in c.get('outputs', []):
                 for mime in {'text/markdown', 'text/html'} & set(o.get('data', {})):
                     o.data[mime] = links(unlink_code(''.join(o.data[mime])), here, cfg)
-        if name.stem != 'index': nb.cells.insert(1, mk_cell(buttons(name, cfg), 'markdown'))
+        nb.cells.insert(1, mk_cell(buttons(name, here, cfg), 'markdown'))
         (PROC/name).unlink()
         if (PROC/here).exists(): sys.exit(f'two pages are called {here} on the site')
         write_nb(nb, PROC/here)
@@ -74,7 +88,7 @@ def rename():
     bar.write_text('\n'.join(re.sub(r'^(\s*- )(\S+\.ipynb)$', lambda m: m[1]+unnumbered(m[2]), l) for l in bar.read_text().splitlines()))
 
 
-MATH = re.compile(r'(?s)<span class="math (?:inline|display)">\s*(?:\\\((.*?)\\\)|\\\[(.*?)\\\])\s*</span>')
+MATH = re.compile(r'(?s)<span class="math (?:inline|display)">\s*(?:\\\((.*?)\\\)|\\\[(.*?)\\\])\s*</span>([.,;:!?)’]*)')
 TEX = [(r'\\(begin|end)\{(?:aligned|split|gather|gathered)\}', r'\\\1{align*}'), (r'\\arg(?![a-z])', r'\\operatorname{arg}'),  # unknown to latex2mathml
        (r'\\sim(?![a-z])', '∼'), (r'\\nonumber(?![a-z])', '')]
 
@@ -86,7 +100,10 @@ def mathml(out):
         tex = source = html.unescape(m[1] or m[2]).strip()
         for old, new in TEX: tex = re.sub(old, new, tex)
         math = convert(tex, display='inline' if m[1] else 'block').replace('<mi>&</mi>', '<mi>&amp;</mi>')
-        return math.replace('<math ', f'<math alttext="{html.escape(source)}" ', 1)
+        math = math.replace('<math ', f'<math alttext="{html.escape(source)}" ', 1)
+        if not m[1]: return math + m[3]
+        wide = len(html.unescape(re.sub('<[^>]*>', '', math))) > 28  # may not fit a phone, so site.css lets it scroll there
+        return f'<span class="wide-formula">{math}</span>{m[3]}' if wide else f'<span class="formula">{math}{m[3]}</span>'  # no break before a full stop
     for page in out.rglob('*.html'):
         text = re.sub(r'\s*<(link|script)\b[^>]*/katex@[^>]*>(</script>)?', '', page.read_text(encoding='utf-8'))
         page.write_text(MATH.sub(formula, text), encoding='utf-8')
@@ -112,9 +129,50 @@ def anchors(out):
         p.write_text(re.sub(r'href="([^"#:]*)#([^"]+)"', mend, text), encoding='utf-8')
 
 
+MISSING = """---
+title: Nothing here
+toc: false
+search: false
+---
+
+No page has this address. Pages move when they are renumbered, but their names stay: try the search above, or begin again at
+[the start](index.ipynb), the [gallery of losses](explain/gallery.ipynb) or the [questions](explain/questions.ipynb).
+"""
+
+
+def missing(out, cfg):
+    "A host shows 404.html at any depth, so its relative links count from the top of the published site."
+    page = out/'404.html'
+    page.write_text(page.read_text(encoding='utf-8').replace('<head>', f'<head><base href="/{cfg["doc_baseurl"].strip("/")}/">', 1), encoding='utf-8')
+
+
+def card(out, cfg):
+    "The picture that other sites show beside a link to this one: title, description and the loss, 1200 by 630."
+    import math, textwrap
+    import matplotlib; matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    fig = plt.figure(figsize=(12, 6.3), dpi=100, facecolor='#2780e3')
+    fig.text(.06, .72, cfg['title'], size=64, color='w', weight='bold')
+    fig.text(.06, .6, textwrap.fill(cfg['description'], 38), size=24, color='w', va='top', linespacing=1.5)
+    ax = fig.add_axes((.6, .14, .34, .7)); ax.axis('off')
+    z = [i/20 for i in range(-80, 101)]
+    ax.plot(z, [math.log1p(math.exp(-v)) for v in z], 'w', lw=6); ax.plot(0, math.log(2), 'wo', ms=18)
+    ax.axhline(0, color='w', lw=1); ax.annotate('ln 2', (0, math.log(2)), (.5, 1.05), color='w', size=24)
+    fig.savefig(out/'card.png'); plt.close(fig)
+
+
+def downloads(out, cfg):
+    "The pages as notebooks, outputs and all, with the addresses filled in."
+    for src in pages():
+        copy = out/NOTEBOOKS/src.relative_to(ROOT/'nbs')
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(fill(src.read_text(encoding='utf-8'), cfg), encoding='utf-8')
+
+
 def render(renderer):
     "Render _proc/, put the site where it belongs, and return the renderer's warnings, broken links among them."
-    built, warnings = PROC/OUT.name, []
+    built, warnings, cfg = PROC/OUT.name, [], settings()
+    (PROC/'404.qmd').write_text(MISSING, encoding='utf-8')
     if renderer == 'quarto': subprocess.run(['quarto', 'render', '--no-cache'], cwd=PROC, check=True)
     else:
         from smalldocs.site import build
@@ -122,6 +180,9 @@ def render(renderer):
         mathml(built)
         own_fonts(built)
     anchors(built)
+    missing(built, cfg)
+    card(built, cfg)
+    downloads(built, cfg)
     (built/'.nojekyll').touch()
     shutil.rmtree(OUT, ignore_errors=True)
     shutil.move(built, OUT)

@@ -1,5 +1,6 @@
-"The site: it builds, no link is broken, and a browser shows it without an error and without asking another host."
-import os, re, shutil, sys
+"The site: it builds, no link is broken, and in a browser each page is whole, legible and alive, without asking another host."
+import json, math, os, re, shutil, sys
+from contextlib import contextmanager
 from functools import cache, partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -9,12 +10,13 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 from conftest import copy_checkout, run
-from project import ROOT, pages, unnumbered
+from project import ROOT, colab_url, fill, pages, settings, source_url, unnumbered
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
          '--disable-component-update', '--disable-sync']
 PAGES = [unnumbered(p.relative_to(ROOT/'nbs').with_suffix('.html').as_posix()) for p in pages()]
+IN_ORDER = [unnumbered(n).replace('.ipynb', '.html') for n in re.findall(r'- (\S+\.ipynb)', (ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))]
 
 pytestmark = pytest.mark.skipif(not shutil.which('quarto') and sys.version_info < (3, 11), reason='smalldocs needs Python 3.11')
 
@@ -61,7 +63,7 @@ def broken(site, page, url, external):
 
 
 def test_every_page_is_built(site):
-    assert {p.relative_to(site).as_posix() for p in site.rglob('*.html')} == set(PAGES)
+    assert {p.relative_to(site).as_posix() for p in site.rglob('*.html')} == {*PAGES, '404.html'}
 
 
 def test_no_broken_link_and_nothing_from_another_host(site):
@@ -99,30 +101,224 @@ def browser():
     (pytest.fail if os.environ.get('CI') else pytest.skip)(f'no browser: install one of {", ".join(BROWSERS)}')
 
 
+def test_every_page_can_be_run_taken_away_and_left(site):
+    "Colab, a copy to download, the source, the page before and after, and a picture for other sites; addresses as in settings.ini."
+    cfg, numbered = settings(), {unnumbered(n): n for n in (p.relative_to(ROOT/'nbs').as_posix() for p in pages())}
+    for page in PAGES:
+        links, name = parsed(site/page).links, numbered[page.replace('.html', '.ipynb')]
+        assert {colab_url(cfg, name), source_url(cfg, f'nbs/{name}')} - {None} <= set(links), page
+        copy = (site/page).parent/next(l for l in links if l.endswith('.ipynb') and ':' not in l)
+        assert copy.read_text(encoding='utf-8') == fill((ROOT/'nbs'/name).read_text(encoding='utf-8'), cfg), page
+        text = (site/page).read_text(encoding='utf-8')
+        assert text.count('class="pagination-link"') == 2 - (page == IN_ORDER[0]) - (page == IN_ORDER[-1]), page
+        assert 'property="og:title"' in text and 'property="og:image"' in text and 'name="twitter:card"' in text and 'rel="icon"' in text, page
+    assert (site/'card.png').stat().st_size < 200_000
+
+
+PREFIX = '/' + settings()['doc_baseurl'].strip('/')
+
+
 @pytest.fixture(scope='module')
 def served(site):
-    class Quiet(SimpleHTTPRequestHandler):
+    "The site under its published path, with 404.html for what is not there."
+    class Host(SimpleHTTPRequestHandler):
         def log_message(self, *args): pass
-    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(site)))
+
+        def translate_path(self, path):
+            inside = path.removeprefix(PREFIX)
+            return super().translate_path(inside if path.startswith(PREFIX + '/') else '/outside' + path)
+
+        def send_error(self, code, message=None, explain=None):
+            if code != 404: return super().send_error(code, message, explain)
+            body = (site/'404.html').read_bytes()
+            self.send_response(404)
+            self.send_header('Content-Type', 'text/html; charset=utf-8')
+            self.send_header('Content-Length', str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Host, directory=str(site)))
     Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}'
+    yield f'http://127.0.0.1:{server.server_port}{PREFIX}'
     server.shutdown()
 
 
-def test_browser_shows_every_page_without_error(site, served):
+@pytest.fixture(scope='module')
+def chromium():
     from playwright.sync_api import sync_playwright
-    found = []
     with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=browser(), args=FLAGS)
-        tab = chromium.new_page()
-        tab.on('console', lambda m: m.type in ('error', 'warning') and found.append(f'{tab.url}: {m.type} {m.text}'))
-        tab.on('pageerror', lambda e: found.append(f'{tab.url}: {e}'))
-        # Going on to the next page cancels what the last one was still fetching, usually the icon; that is no failure.
-        tab.on('requestfailed', lambda r: r.failure == 'net::ERR_ABORTED' or found.append(f'{tab.url}: {r.url} failed: {r.failure}'))
-        tab.on('request', lambda r: r.url.startswith((served, 'data:', 'blob:')) or found.append(f'{tab.url}: asks for {r.url}'))
-        for page in PAGES:
-            answer = tab.goto(f'{served}/{page}', wait_until='load')
-            if not answer.ok: found.append(f'{page}: status {answer.status}')
-            if not tab.locator('main h1').first.inner_text(): found.append(f'{page}: no title')
-        chromium.close()
-    assert not found, '\n'.join(found)
+        running = p.chromium.launch(executable_path=browser(), args=FLAGS)
+        yield running
+        running.close()
+
+
+@contextmanager
+def tab(chromium, width=1280, scheme='light'):
+    "A fresh tab, of a reader who has been here never before."
+    context = chromium.new_context(viewport=dict(width=width, height=900), color_scheme=scheme)
+    yield context.new_page()
+    context.close()
+
+
+# What a page weighs as it comes: itself and all it loads, bytes.
+WEIGHT = "() => [...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')].reduce((n, e) => n + e.encodedBodySize, 0)"
+
+# Elements of the text that stick out of the window and are in no box that scrolls.
+CUT = """() => {
+  const W = document.documentElement.clientWidth, out = document.documentElement.scrollWidth > W ? ['the whole page'] : [];
+  const scrolls = e => { for (; e && e.tagName !== 'MAIN'; e = e.parentElement) if (/auto|scroll/.test(getComputedStyle(e).overflowX)) return e.getBoundingClientRect().right <= W + 1; return false; };
+  for (const e of document.querySelectorAll('main *')) {
+    const r = e.getBoundingClientRect();
+    if (r.width && r.right > W + 1 && !scrolls(e) && !e.closest('math *')) out.push(e.tagName + ': ' + e.textContent.slice(0, 60));
+  }
+  return out; }"""
+
+# Controls and pictures without a name, and text that is too faint (WCAG AA: 4.5, large text 3).
+FAINT = """() => {
+  const out = [], seen = new Set();
+  for (const e of document.querySelectorAll('input, select, textarea')) if (!(e.labels && e.labels.length) && !e.getAttribute('aria-label')) out.push('no label: ' + e.outerHTML.slice(0, 80));
+  for (const e of document.querySelectorAll('main img, main svg')) if (!e.getAttribute('alt') && !e.getAttribute('aria-label')) out.push('no name: ' + e.outerHTML.slice(0, 60));
+  for (const e of document.querySelectorAll('a[href], button')) if (!e.textContent.trim() && !e.getAttribute('aria-label') && !e.title) out.push('no name: ' + e.outerHTML.slice(0, 80));
+  const rgba = c => { const v = c.match(/[\\d.]+/g).map(Number), unit = /^color/.test(c) ? 255 : 1; return [v[0]*unit, v[1]*unit, v[2]*unit, v[3] ?? 1]; };
+  const over = (a, b) => [0, 1, 2].map(i => a[i]*a[3] + b[i]*(1 - a[3]));
+  const light = c => { const [r, g, b] = c.map(v => (v /= 255) <= .03928 ? v/12.92 : ((v + .055)/1.055)**2.4); return .2126*r + .7152*g + .0722*b; };
+  const behind = e => { const up = []; for (; e; e = e.parentElement) up.push(rgba(getComputedStyle(e).backgroundColor)); return up.reverse().reduce((under, c) => over(c, under), [255, 255, 255]); };
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const e = walk.currentNode.parentElement, style = getComputedStyle(e);
+    if (!walk.currentNode.data.trim() || e.closest('svg, script, style, noscript, [hidden]') || !e.checkVisibility()) continue;
+    let alpha = 1; for (let x = e; x; x = x.parentElement) alpha *= getComputedStyle(x).opacity;
+    const bg = behind(e), ink = rgba(style.color); ink[3] *= alpha;
+    const [a, b] = [light(over(ink, bg)), light(bg)].sort((x, y) => y - x), ratio = (a + .05)/(b + .05);
+    const px = parseFloat(style.fontSize), need = px >= 24 || px >= 18.66 && style.fontWeight >= 700 ? 3 : 4.5;
+    const key = style.color + bg + alpha;
+    if (alpha > .01 && ratio < need && !seen.has(key)) { seen.add(key); out.push(`contrast ${ratio.toFixed(2)}: ${e.tagName}.${e.className} ${walk.currentNode.data.trim().slice(0, 40)}`); }
+  }
+  return out; }"""
+
+
+@pytest.fixture(scope='module')
+def seen(chromium, served):
+    "Each page opened once, by day and by night: what went wrong, what it weighs, what sticks out, what is hard to read."
+    wrong, heavy, cut, faint = [], [], [], []
+    for scheme in ('light', 'dark'):
+        with tab(chromium, scheme=scheme) as t:
+            t.on('console', lambda m: m.type in ('error', 'warning') and wrong.append(f'{t.url}: {m.type} {m.text}'))
+            t.on('pageerror', lambda e: wrong.append(f'{t.url}: {e}'))
+            # Going on to the next page cancels what the last one was still fetching, usually the icon; that is no failure.
+            t.on('requestfailed', lambda r: r.failure == 'net::ERR_ABORTED' or wrong.append(f'{t.url}: {r.url} failed: {r.failure}'))
+            t.on('request', lambda r: r.url.startswith((served, 'data:', 'blob:')) or wrong.append(f'{t.url}: asks for {r.url}'))
+            for page in PAGES:
+                t.set_viewport_size(dict(width=1280, height=900))
+                answer = t.goto(f'{served}/{page}', wait_until='load')
+                if not answer.ok: wrong.append(f'{page}: status {answer.status}')
+                if not t.locator('main h1').first.inner_text(): wrong.append(f'{page}: no title')
+                t.wait_for_function("s => document.documentElement.classList.contains('quarto-dark') === (s === 'dark')", arg=scheme)
+                faint += [f'{page} ({scheme}): {why}' for why in t.evaluate(FAINT)]
+                if scheme == 'dark': continue
+                weight = t.evaluate(WEIGHT)
+                if not 0 < weight < 1.5e6: heavy.append(f'{page}: {weight/1e6:.2f} MB')
+                for width in (1280, 375):
+                    t.set_viewport_size(dict(width=width, height=900))
+                    cut += [f'{page} at {width}: {what}' for what in t.evaluate(CUT)]
+    return dict(wrong=wrong, heavy=heavy, cut=cut, faint=faint)
+
+
+def test_browser_shows_every_page_without_error(seen): assert not seen['wrong'], '\n'.join(seen['wrong'])
+
+
+def test_every_page_weighs_less_than_one_and_a_half_megabytes(seen): assert not seen['heavy'], '\n'.join(seen['heavy'])
+
+
+def test_nothing_sticks_out_on_a_phone(seen): assert not seen['cut'], '\n'.join(seen['cut'])
+
+
+def test_everything_has_a_name_and_enough_contrast(seen): assert not seen['faint'], '\n'.join(seen['faint'])
+
+
+def test_search_finds_a_page(chromium, served):
+    with tab(chromium) as t:
+        t.goto(f'{served}/index.html')
+        t.keyboard.press('/')
+        t.keyboard.type('ipo')
+        t.wait_for_selector('.search-result')
+        found = [a.get_attribute('href').removeprefix('./') for a in t.locator('.search-result').all()]
+        assert any(h.split('#')[0] == 'losses/ipo.html' for h in found[:5]), found
+        t.locator('.search-result[href*="losses/ipo.html"]').first.click()
+        assert t.locator('main h1').first.inner_text() == 'IPO'
+
+
+def test_dark_mode_is_remembered(chromium, served):
+    with tab(chromium) as t:
+        paper = lambda: sum(map(int, re.findall(r'\d+', t.evaluate('getComputedStyle(document.body).backgroundColor'))[:3]))
+        t.goto(f'{served}/index.html')
+        assert paper() > 600
+        t.locator('.quarto-color-scheme-toggle:visible').click()
+        t.wait_for_selector('html.quarto-dark')
+        t.goto(f'{served}/losses/ipo.html')
+        t.wait_for_selector('html.quarto-dark')
+        assert paper() < 200
+
+
+def test_unknown_address_leads_back(chromium, served):
+    with tab(chromium) as t:
+        answer = t.goto(f'{served}/some/where/else.html')
+        assert answer.status == 404 and t.locator('main h1').inner_text() == 'Nothing here'
+        t.locator('main a', has_text='the start').click()
+        t.wait_for_load_state()
+        assert t.url == f'{served}/index.html'
+
+
+def test_formulas_are_drawn(chromium, served):
+    "MathML is laid out as mathematics: a fraction is higher than its numerator."
+    with tab(chromium) as t:
+        t.goto(f'{served}/losses/sigmoid.html')
+        top, whole = t.evaluate("() => { const f = document.querySelector('math[display=block] mfrac'); return [f.firstElementChild, f].map(e => e.getBoundingClientRect().height); }")
+        assert whole > 1.5*top > 0
+
+
+def explorables(site):
+    "Pages with a slider."
+    return [p for p in PAGES if re.search(r'<input [^>]*type="range"', (site/p).read_text(encoding='utf-8'))]
+
+
+def test_every_slider_moves_its_figure(chromium, served, site):
+    "On a phone, with the keyboard: a step changes what the figure shows; the slider has a label and fits the screen."
+    assert {'index.html', 'losses/sigmoid.html'} <= set(explorables(site)) and len(explorables(site)) > 20
+    with tab(chromium, width=375) as t:
+        for page in explorables(site):
+            t.goto(f'{served}/{page}')
+            for slider in t.locator('main input[type=range]').all():
+                box, name = slider.bounding_box(), f'{page}: {slider.get_attribute("id")}'
+                assert slider.evaluate('e => e.labels.length'), f'{name} has no label'
+                assert box['x'] >= 0 and box['x'] + box['width'] <= 375, f'{name} does not fit'
+                state = "e => e.closest('figure').innerHTML"
+                before, value = slider.evaluate(state), float(slider.input_value())
+                slider.focus()
+                t.keyboard.press('ArrowLeft' if value == float(slider.get_attribute('max')) else 'ArrowRight')
+                assert float(slider.input_value()) != value and slider.evaluate(state) != before, f'{name} moves nothing'
+
+
+def test_explorers_show_the_numbers_they_hold(chromium, served, site):
+    "Both sliders to both ends and the middle: setting, point, numbers and curve are those of the figure's own table."
+    figures, off = 0, []
+    with tab(chromium) as t:
+        for page in explorables(site):
+            t.goto(f'{served}/{page}')
+            for figure in t.locator('figure:has(input.i)').all():
+                figures += 1
+                held = json.loads(figure.locator('script[type="application/json"]').text_content())
+                n, settings_ = len(held['x']), len(held['settings'])
+                lines = set()
+                for k in sorted({0, settings_//2, settings_-1}):
+                    if figure.locator('input.s').count(): figure.locator('input.s').fill(str(k))
+                    lines.add(tuple(figure.locator('polyline').evaluate_all('all => all.map(e => e.getAttribute("points"))')))
+                    for i in sorted({0, n//2, n-1}):
+                        figure.locator('input.i').fill(str(i))
+                        want = [held['x'][i], *(panel[k][i] for panel in held['y'])]
+                        got = [None if v == '–' else float(v) for v in figure.locator('td').all_inner_texts()]
+                        same = [a is b or None not in (a, b) and math.isclose(a, b, rel_tol=.006, abs_tol=1e-12) for a, b in zip(got, want)]
+                        shown = figure.locator('.so').inner_text() if figure.locator('.so').count() else held['settings'][0]
+                        if len(got) != len(want) or not all(same) or shown != held['settings'][k]: off.append(f'{page}: setting {k}, point {i}: {shown} {got}, held {held["settings"][k]} {want}')
+                if len(lines) < min(settings_, 2): off.append(f'{page}: the curve does not change with the setting')
+    assert figures > 20 and not off, '\n'.join(off)
