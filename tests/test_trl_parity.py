@@ -47,13 +47,16 @@ def plain(row):
     return {k: row[k][-1]['content'] for k in ('prompt', 'chosen', 'rejected')}
 
 
+# Adam divides a gradient by its own size, so in its first steps the rounding of nearly-zero gradients counts in full. Where that shows (measured: 6e-6 in a reward
+# of 0.02 after one step, 4e-7 with the larger epsilon), both sides get an epsilon above the rounding.
+CALM = dict(adam_epsilon=1e-6)
 CASES = {
     'conversational': {},
     'plain text': dict(shape=plain, max_steps=8),
     'accumulation': dict(gradient_accumulation_steps=4, per_device_train_batch_size=2, max_steps=8),
     'no checkpointing, beta 0.5': dict(gradient_checkpointing=False, beta=0.5, learning_rate=1e-4, max_steps=8),
-    'keep_start 40': dict(max_length=40, max_steps=8),
-    'keep_end 40': dict(max_length=40, truncation_mode='keep_end', max_steps=8),
+    'keep_start 40': dict(max_length=40, max_steps=8, **CALM),
+    'keep_end 40': dict(max_length=40, truncation_mode='keep_end', max_steps=8, **CALM),
     'padding to 16, logging every 5': dict(pad_to_multiple_of=16, logging_steps=5),
     'weights and two losses': dict(loss_type=['sigmoid', 'sigmoid'], loss_weights=[0.7, 0.5], max_steps=8),
     'lora': dict(max_steps=8, peft_config=LoraConfig(r=4, lora_alpha=8, target_modules=['q_proj', 'v_proj'])),
