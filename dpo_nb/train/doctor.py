@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Finding', 'aside', 'first_batch', 'step_zero', 'reference_source', 'movable', 'step_size', 'sample_rows', 'first_row',
-           'row_counts', 'data_findings', 'memory_need', 'memory', 'Diagnosis', 'doctor']
+           'row_counts', 'data_findings', 'memory_need', 'memory', 'Diagnosis', 'doctor', 'FirstLook']
 
 # %% ../../nbs/train/54_doctor.ipynb #977a8e51
 import html, math
@@ -15,10 +15,15 @@ from dataclasses import dataclass
 import torch
 from datasets import Dataset
 from peft import PeftModel
+from transformers import TrainerCallback
+from transformers.utils import logging
 
 from ..losses.registry import needs_reference
 from .metrics import MetricLog
 from .trainer import DPOTrainer
+
+# %% ../../nbs/train/54_doctor.ipynb #84197861
+_logger = logging.get_logger(__name__)
 
 # %% ../../nbs/train/54_doctor.ipynb #be8bbfdf
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ def aside(
 ):
     "Let the trainer compute without a trace: another metric log, no gradients, the random state put back."
     log, state, training = trainer.metric_log, torch.get_rng_state(), trainer.model.training
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     trainer.metric_log = MetricLog()
     try:
         trainer.model.train()
@@ -45,6 +51,7 @@ def aside(
     finally:
         trainer.metric_log = log
         torch.set_rng_state(state)
+        if devices: torch.cuda.set_rng_state_all(devices)
         trainer.model.train(training)
 
 def first_batch(
@@ -240,3 +247,16 @@ def doctor(
 
 # %% ../../nbs/train/54_doctor.ipynb #07b185e0
 DPOTrainer.doctor = doctor
+
+# %% ../../nbs/train/54_doctor.ipynb #195d0b35
+class FirstLook(TrainerCallback):
+    "When a run begins: warn of what can be seen in its first batch and its settings."
+    def __init__(self, trainer:DPOTrainer): self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        t = self.trainer
+        if state.global_step or t.is_fsdp_enabled or t.is_deepspeed_enabled: return
+        for f in step_zero(t, ref_differs=t.ref_given) + step_size(t):
+            if f.verdict!='ok': _logger.warning(f'{f.name}: {f.value}; {f.advice}')
+
+DPOTrainer.own_callbacks.append(FirstLook)
