@@ -6,7 +6,6 @@ from transformers import HfArgumentParser, TrainingArguments
 
 import dpo_nb.train.config as module
 from dpo_nb import DPOConfig
-from dpo_nb.train.config import not_yet
 
 
 @pytest.fixture
@@ -111,14 +110,6 @@ def test_json_pickle_and_replace(tmp_path):
     assert d.to_dict() == c.to_dict() and d.loss_type[1] is half
     e = dataclasses.replace(c, beta=.2)
     assert {k for k, v in e.to_dict().items() if v != c.to_dict()[k]} <= {'beta', 'logging_dir'} and e.loss_type == c.loss_type
-
-
-@pytest.mark.parametrize('field', not_yet)
-def test_fields_without_a_page_are_refused_by_name(tmp_path, field):
-    legal = not_yet[field]
-    other = {bool: True, float: .123, int: 7, str: 'js_divergence', type(None): .5}[type(legal)]
-    with pytest.raises(NotImplementedError, match=f'{field}=.*leave it at {legal!r}'): DPOConfig(str(tmp_path), **{field: other})
-    assert getattr(DPOConfig(str(tmp_path), **{field: legal}), field) == legal
 
 
 @pytest.mark.parametrize('kw, error, says', [

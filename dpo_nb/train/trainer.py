@@ -46,6 +46,7 @@ from .experts import RouterLoss, router_coefficient
 from .forward import pair_logps, score
 from .hints import explain_names
 from .metrics import MetricLog, pair_sums, token_sums
+from .offloading import OffloadActivations
 from .survival import check_writable, explain_loss, resolve_resume, saving
 
 # %% ../../nbs/train/53_trainer.ipynb #b0509104
@@ -491,6 +492,9 @@ class DPOTrainer(Trainer):
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         "As `Trainer.train`; of the checkpoints it goes on with the newest one that is whole."
         return super().train(resolve_resume(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
+
+    def training_step(self, *args, **kwargs):
+        with OffloadActivations(self.model) if self.args.activation_offloading else nullcontext(): return super().training_step(*args, **kwargs)
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None, **kwargs):
         "As `Trainer.create_model_card`, with TRL's `dataset_name`; our tags are always there."
