@@ -262,8 +262,9 @@ def pair_tokens(
     rows, a, was_training = list(islice(rows, n)), trainer.args, trainer.model.training
     if not all(isinstance(r, Mapping) for r in rows): raise TypeError(f'rows must be dicts, got {type(rows[0]).__name__}; of a DatasetDict give one split')
     if not rows: return []
-    rows = Dataset.from_list(rows).to_iterable_dataset()  # streamed: no progress bars for a few rows
-    rows = prepare_dataset(rows, trainer._tokenizer, max_length=a.max_length, truncation_mode=a.truncation_mode, name='report')
+    if not trainer._is_vision_dataset:  # pictures are read by the collator
+        rows = Dataset.from_list(rows).to_iterable_dataset()  # streamed: no progress bars for a few rows
+        rows = prepare_dataset(rows, trainer._tokenizer, max_length=a.max_length, truncation_mode=a.truncation_mode, name='report')
     trainer.model.eval()
     try: return [_one_pair(trainer, r) for r in rows]
     finally: trainer.model.train(was_training)
