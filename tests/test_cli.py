@@ -198,7 +198,7 @@ def test_names_and_defaults_are_trls():
     from dpo_nb.train.job import ModelArguments, ScriptArguments
     default = lambda f: f.default_factory() if f.default_factory is not MISSING else f.default
     for ours, theirs, ours_only, theirs_only in (
-            (ScriptArguments, trl.ScriptArguments, {'num_samples', 'overwrite_output_dir', 'config', 'traceback'}, {'ignore_bias_buffers'}),
+            (ScriptArguments, trl.ScriptArguments, {'datasets', 'num_samples', 'overwrite_output_dir', 'config', 'traceback'}, {'ignore_bias_buffers'}),
             (ModelArguments, trl.ModelConfig, set(), set()), (DPOConfig, trl.DPOConfig, None, None)):
         a, b = ({f.name: default(f) for f in fields(c)} for c in (ours, theirs))
         if ours_only is not None: assert (set(a)-set(b), set(b)-set(a)) == (ours_only, theirs_only)

@@ -179,3 +179,21 @@ def test_push_to_hub_and_the_model_card(tmp_path, monkeypatch):
 def test_accelerate_reads_our_configurations(name, kind):
     c = load_config_from_file(str(ROOT/'configs'/f'{name}.yaml'))
     assert str(getattr(c.distributed_type, 'value', c.distributed_type)) == kind and c.mixed_precision == 'bf16' and c.num_processes == 8
+
+
+# --- a mixture, from the command line
+
+def test_a_mixture_in_a_yaml_file(tmp_path):
+    from dpo_nb.cli import parse
+    from dpo_nb.toy import toy_path
+    from dpo_nb.train.job import build_job
+    pairs.select(range(6)).to_json(tmp_path/'a.jsonl'); pairs.select(range(6, 16)).to_parquet(str(tmp_path/'b.parquet'))
+    config = dict(model_name_or_path=toy_path(), output_dir=str(tmp_path/'out'), max_steps=2, bf16=False, overlong='drop', precompute_ref_log_probs=True, report_to='none',
+                  datasets=[dict(path=str(tmp_path/'a.jsonl'), weight=2), dict(path=str(tmp_path/'b.parquet'), split='train', weight=.5)])
+    (tmp_path/'c.yaml').write_text(yaml.safe_dump(config))
+    job = build_job(*parse(['--config', str(tmp_path/'c.yaml'), '--beta', '0.2']))
+    assert len(job.train) == 2*6 + 5 and job.trainer.args.beta == .2 and job.held is None
+    assert job.train['chosen'][:6] == job.train['chosen'][6:12] == pairs['chosen'][:6]
+    assert 'ref_hash' in job.trainer.train_dataset.column_names
+    as_flag = parse(['--model_name_or_path', toy_path(), '--datasets', json.dumps(config['datasets']), '--bf16', 'false'])
+    assert len(build_job(*as_flag).train) == 17

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['embedded', 'ScriptArguments', 'ModelArguments', 'lora_config', 'quantization', 'load_pairs', 'pick_splits',
-           'load_policy', 'LogLines', 'Job', 'build_job', 'describe_job', 'answer_prompts', 'measure_reviews', 'probe',
-           'compare', 'clear_output', 'run_job']
+           'load_mixture', 'load_data', 'load_policy', 'LogLines', 'Job', 'build_job', 'describe_job', 'answer_prompts',
+           'measure_reviews', 'probe', 'compare', 'clear_output', 'run_job']
 
 # %% ../../nbs/train/57_job.ipynb #b6ee5e7b
-import importlib.util, math, re, shutil
+import importlib.util, json, math, re, shutil
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from torch import nn
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PrinterCallback, ProgressCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
-from ..data.formats import is_conversational, layout
+from ..data.formats import extract_prompt, is_conversational, layout, read_columns
 from ..data.truncate import pair_lengths, truncation_report
 from ..toy import load_toy_pairs, review_reward, sample_reviews, toy_path, toy_prompts
 from .config import DPOConfig
@@ -36,6 +36,7 @@ from .trainer import DPOTrainer
 class ScriptArguments:
     "What to train on, and what the run shows; the `dataset_` fields as in TRL 1.16.0."
     dataset_name: str|None = field(default=None, metadata={'help': 'Preference pairs: a json, jsonl, parquet or csv file, a folder of such, a save_to_disk folder, or a hub id.'})
+    datasets: str|None = field(default=None, metadata={'help': 'A mixture to train on, best written in a YAML file: a list of {path, name, split, weight}; as a flag, JSON.'})
     dataset_config: str|None = field(default=None, metadata={'help': 'Name of the configuration, for hub datasets that have several.'})
     dataset_train_split: str = field(default='train', metadata={'help': 'Split to train on.'})
     dataset_test_split: str = field(default='test', metadata={'help': 'Split to evaluate on, if eval_strategy is not "no".'})
@@ -142,6 +143,55 @@ def pick_splits(
     alone = len(data)==1 and s.dataset_train_split=='train' and held is None
     return next(iter(data.values())) if alone else pick('dataset_train_split'), held
 
+# %% ../../nbs/train/57_job.ipynb #c7426870
+def load_mixture(
+    mixture, # List of dicts with path, and perhaps name, split, weight; or JSON of it
+    streaming:bool=False, # Rows as they are needed; then without weights
+): # A `Dataset` or `IterableDataset`
+    "Several datasets as one."
+    mixture = json.loads(mixture) if isinstance(mixture, str) else mixture
+    if not isinstance(mixture, list) or not mixture: raise ValueError(f"datasets must be a list of entries such as {_entry}, got {mixture!r}")
+    parts = [_part(i, e, streaming) for i,e in enumerate(mixture)]
+    columns = [set(p.column_names or next(iter(p))) & set(read_columns) for p in parts]
+    if any('prompt' in c for c in columns): parts = [p if 'prompt' in c else p.map(extract_prompt) for p,c in zip(parts, columns)]
+    parts = [p.select_columns([k for k in read_columns if k in (p.column_names or next(iter(p)))]) for p in parts]
+    try: return concatenate_datasets(parts)
+    except ValueError as e:
+        raise ValueError(f"the datasets of the mixture do not fit together: {_reason(e)}; give all of them texts, or all messages") from None
+
+_entry = "{'path': 'pairs.jsonl', 'split': 'train', 'weight': 1}"
+
+def _part(i, entry, streaming):
+    if not isinstance(entry, dict) or 'path' not in entry or set(entry) - {'path', 'name', 'split', 'weight'}:
+        raise ValueError(f"entry {i} of datasets is {entry!r}; it must be a dict such as {_entry}, perhaps with the name of a configuration")
+    data = load_pairs(entry['path'], entry.get('name'), streaming)
+    d, _ = pick_splits(data, ScriptArguments(entry['path'], dataset_train_split=entry.get('split', 'train')), evaluate=False)
+    w = entry.get('weight', 1)
+    if isinstance(w, bool) or not isinstance(w, (int, float)) or not w > 0:
+        raise ValueError(f"entry {i} of datasets has weight={w!r}; it must be a number above 0")
+    if w!=1 and streaming:
+        raise ValueError(f"entry {i} of datasets has weight={w}, which a stream cannot have, since its length is not known")
+    if w==1: return d
+    n = round(w*len(d))
+    if not n: raise ValueError(f"entry {i} of datasets has weight={w}, which leaves none of its {len(d)} rows")
+    return d.select([int(k*len(d)/n) if w < 1 else k % len(d) for k in range(n)])
+
+# %% ../../nbs/train/57_job.ipynb #9436c995
+def load_data(
+    s:ScriptArguments,
+    toy:bool, # The embedded example
+    evaluate:bool, # Whether there must be something to evaluate on
+)->tuple: # (train, eval or None)
+    "What is trained on, and what is evaluated on: of one dataset, or of a mixture and of the dataset beside it."
+    if toy: return pick_splits(load_toy_pairs(), s, evaluate)
+    if s.datasets is None: return pick_splits(load_pairs(s.dataset_name, s.dataset_config, s.dataset_streaming), s, evaluate)
+    if evaluate and s.dataset_name is None:
+        raise ValueError("datasets is a mixture to train on; name the dataset to evaluate on with dataset_name, or leave eval_strategy at 'no'")
+    held = load_pairs(s.dataset_name, s.dataset_config) if evaluate else {}
+    if evaluate and s.dataset_test_split not in held:
+        raise ValueError(f"dataset_test_split={s.dataset_test_split!r} is no split of {s.dataset_name!r}, which has {sorted(held)}")
+    return load_mixture(s.datasets, s.dataset_streaming), held.get(s.dataset_test_split)
+
 # %% ../../nbs/train/57_job.ipynb #b66f7d55
 def load_policy(
     m:ModelArguments,
@@ -220,7 +270,7 @@ class Job:
     @property
     def rows(self): return self.train if self.held is None else self.held
 
-# %% ../../nbs/train/57_job.ipynb #9436c995
+# %% ../../nbs/train/57_job.ipynb #e5b544f1
 def build_job(
     s:ScriptArguments,
     m:ModelArguments,
@@ -228,12 +278,11 @@ def build_job(
 )->Job: # Nothing is written yet
     "Load data and model, and build the trainer."
     toy = m.model_name_or_path is None
-    if toy != (s.dataset_name is None):
+    if toy != (s.dataset_name is None and s.datasets is None):
         raise ValueError(f"{'model_name_or_path' if toy else 'dataset_name'} is missing: give a model and a dataset, or neither of them for the embedded example")
     if s.dataset_streaming and args.max_steps<=0: raise ValueError("dataset_streaming needs max_steps, because a stream does not say how long it is")
     quantized = quantization(m)
-    data = load_toy_pairs() if toy else load_pairs(s.dataset_name, s.dataset_config, s.dataset_streaming)
-    train, held = pick_splits(data, s, evaluate=args.eval_strategy!='no')
+    train, held = load_data(s, toy, args.eval_strategy!='no')
     model, tokenizer = (toy_path(), None) if toy else load_policy(m, args)
     trainer = DPOTrainer(model, args=args, train_dataset=train, eval_dataset=held, processing_class=tokenizer,
                          quantization_config=quantized, peft_config=lora_config(m))
