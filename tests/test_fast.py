@@ -107,8 +107,8 @@ def test_equal_loss_and_gradients(name, lora, checkpointing):
             assert (plain.top1 != fast.top1).sum() <= 1  # a tie in fp32
 
 
-@pytest.mark.parametrize('name', ['llama', 'gemma2, window 4'])
-def test_same_numbers_in_bf16_autocast(name):
+@pytest.mark.parametrize('name', ['llama', 'gemma2, window 4', 'cohere'])
+def test_same_numbers_in_bf16_autocast(name, monkeypatch):
     "Rounding differs by where it happens; the fused way must not be further from the truth than the plain one."
     model = make(name)
     for seed in range(3):
@@ -116,6 +116,7 @@ def test_same_numbers_in_bf16_autocast(name):
         with torch.no_grad():
             share_prefix(model, False)
             truth = plainly(model, batch).logps
+            monkeypatch.setattr('dpo_nb.train.forward.score_rows', None)  # the logits are not fallen back to
             with torch.autocast('cpu', torch.bfloat16):
                 plain, fused = plainly(model, batch).logps, score(model, batch).logps
                 share_prefix(model)
@@ -133,6 +134,24 @@ def test_gradient_of_bf16_weights_is_as_good_as_autograds():
     plain, = torch.autograd.grad(score_rows(h@w.T, y, mask).sums.sum(), w)
     fused, = torch.autograd.grad(FusedLogps.apply(h, w, None, y, 1., None, 64, False, False)[0].sum(), w)
     assert fused.dtype is torch.bfloat16 and relative(want, fused.float()) < 1.1*relative(want, plain.float()) < .02
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+def test_the_ruler_is_read_in_every_precision_and_length(dtype):
+    from dpo_nb.train.forward import follows, instead_of_logits, logit_rule
+    model = make('cohere').to(dtype)
+    for n in (1, 2, 37, 1000):
+        hidden = torch.zeros(1, n, 24, dtype=dtype)
+        with torch.no_grad(), instead_of_logits(model.lm_head, lambda h: None): logits = model.lm_head(hidden)*model.config.logit_scale
+        assert follows(logit_rule(model), logits) and not follows(dict(scale=1., softcap=None), logits)
+
+
+def test_the_trainer_takes_its_shortcuts_in_bf16(tmp_path, monkeypatch):
+    from dpo_nb.toy import load_toy_model
+    monkeypatch.setattr('dpo_nb.train.forward.score_rows', None)
+    t = trainer(tmp_path, load_toy_model(), bf16=True, num_train_epochs=1)
+    from dpo_nb.data.prefix import shares_prefix
+    assert shares_prefix(t.model) and shares_prefix(t.ref_model) and len(curve(t)) == 2
 
 
 def test_who_cannot_share_says_so_and_is_scored_all_the_same():

@@ -58,7 +58,7 @@ def instead_of_logits(
     def forward(hidden):
         take(hidden)
         one = F.linear(hidden, head.weight[:1], None if head.bias is None else head.bias[:1])     # [N,T,1]
-        ruler = torch.linspace(-100, 100, hidden.shape[1], dtype=one.dtype, device=one.device)    # [T]
+        ruler = torch.linspace(-100, 100, hidden.shape[1], device=one.device).to(one.dtype)       # [T], made in fp32: bf16 cannot count
         return torch.cat([one, ruler[:,None].expand_as(one)], -1)                                 # [N,T,2]
     head.forward = forward
     try: yield
@@ -99,7 +99,8 @@ def score(
         with instead_of_logits(head, take): logits = model(**given, use_cache=False).logits
         if head not in _checked: _checked[head] = follows(rule, logits.detach())
         if _checked[head]: return found[0]
-    logger.info_once(f"all logits are computed: {why or 'the model changes them in a way its config does not tell'}")
+        why = f"{type(bare(model)).__name__} changes them in a way that its config does not tell"
+    logger.info_once(f"all logits are computed: {why}")
     return score_rows(rows(model(**given, use_cache=False).logits), tokens[mask], mask, stats, **more)
 
 # %% ../../nbs/train/50_forward.ipynb #6c7c42de
