@@ -31,7 +31,7 @@ CASES = {
 def made_pairs(c):
     "Nonsense of the right size: words of one token each, the prompt a given share."
     from dpo_nb.toy import load_toy_tokenizer
-    words, rng = [w for w in ' the a was and very not good bad soup bread'.split()], random.Random(0)
+    words, rng = 'the a was and not good bad soup bread'.split(), random.Random(0)
     n = max(1, round(c['length']*c['prompt']))
     text = lambda k: ' '+' '.join(rng.choice(words) for _ in range(k))
     assert len(load_toy_tokenizer()(text(50))['input_ids']) < 60
