@@ -259,3 +259,14 @@ def test_a_processor_of_another_family_is_found_out(folder, tmp_path):
     args = dpo_nb.DPOConfig(str(tmp_path), report_to='none', use_cpu=True, bf16=False)
     with pytest.raises(ValueError, match='image tokens where the model makes'):
         dpo_nb.DPOTrainer(folder('llava'), args=args, train_dataset=Dataset.from_list(ROWS), processing_class=wrong)
+
+
+def test_scores_and_token_rewards_of_pictures(folder, tmp_path):
+    from dpo_nb.train.report import pair_tokens
+    t = trainer(dpo_nb, folder, 'llava', tmp_path)
+    t.train()
+    data = Dataset.from_list([r | dict(note='x') for r in ROWS])
+    scored = dpo_nb.score(t.model, folder('llava'), data, processor('llava'), batch_size=3, bf16=False, use_cpu=True)
+    pairs = pair_tokens(t, ROWS, 3)
+    assert [p['margin'] for p in pairs] == pytest.approx(scored['margin'][:3], abs=1e-5)
+    assert '<image>' in pairs[0]['prompt'] and ''.join(x for x, _ in pairs[0]['chosen']).startswith(ROWS[0]['chosen'][0]['content'])

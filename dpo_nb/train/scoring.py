@@ -96,7 +96,7 @@ def score(
     file = Path(output_file) if output_file else None
     done = _written(file, len(dataset)) if file else []
     trainer.model.eval()
-    keep = [c for c in rows.column_names if c in ('prompt_ids', 'chosen_ids', 'rejected_ids', 'chosen_mask', 'rejected_mask')]
+    keep = [c for c in rows.column_names if c in ('prompt_ids', 'chosen_ids', 'rejected_ids', 'chosen_mask', 'rejected_mask') or trainer._is_vision_dataset]
     for i in tqdm(range(len(done), len(rows), batch_size), desc='scoring', disable=None):  # a bar in a terminal only
         new = batch_rewards(trainer, [{k: r[k] for k in keep} for r in rows.select(range(i, min(i+batch_size, len(rows))))], beta)
         if file:
