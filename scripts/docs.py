@@ -115,6 +115,25 @@ def own_fonts(out):
         sheet.write_text(re.sub(r'@import (?:url\()?["\']?https?:[^)"\']*["\']?\)?;', '', sheet.read_text(encoding='utf-8')), encoding='utf-8')
 
 
+ROLES = [(r'(<div class="callout-header[^>]*?) data-bs-toggle', r'\1 role="button" tabindex="0" data-bs-toggle'),
+         (r'(<a class="sidebar-item[^>]*?) role="navigation"', r'\1 role="button"'),
+         *((f'<nav {start}', f'<nav aria-label="{name}" {start}') for start, name in (('class="navbar', 'Site'), ('id="quarto-sidebar"', 'Pages'),
+           ('class="quarto-secondary-nav', 'Where this is'), ('class="page-navigation', 'Page before and after')))]
+KEYS = """<script>document.addEventListener('keydown', e => {
+if ((e.key === 'Enter' || e.key === ' ') && e.target.matches('.callout-header[role=button]')) { e.preventDefault(); e.target.click(); } });</script>"""
+
+
+def reachable(out):
+    "What opens with a click opens with a key, landmarks have names, and code that scrolls sideways can be reached and scrolled."
+    def focusable(m):
+        wide = max(len(html.unescape(line)) for line in re.sub('<[^>]*>', '', m[2]).split('\n')) > 95
+        return m[1] + ' tabindex="0"'*wide + m[2]
+    for page in out.rglob('*.html'):
+        text = page.read_text(encoding='utf-8')
+        for old, new in ROLES: text = re.sub(old, new, text)
+        page.write_text(re.sub(r'(?s)(<pre)(\b.*?</pre>)', focusable, text).replace('</head>', f'{KEYS}</head>', 1), encoding='utf-8')
+
+
 def anchors(out):
     "nbdev links a method to an anchor of its own, but documents it under its class: point such links there."
     named = {page for names in modidx()['syms'].values() for page, _ in names.values()}
@@ -179,6 +198,7 @@ def render(renderer):
         warnings = [w for w in build(PROC, quiet=True).warnings if 'html-math-method' not in w]  # done by `mathml` instead
         mathml(built)
         own_fonts(built)
+        reachable(built)
     anchors(built)
     missing(built, cfg)
     card(built, cfg)
