@@ -96,14 +96,14 @@ def parse(
 def find_checkpoint(
     args, # A `DPOConfig`
 )->str|None: # Folder of the checkpoint to go on from
-    "What `resume_from_checkpoint` means: a folder, or, without a value, the last checkpoint in `output_dir`."
-    from transformers.trainer_utils import get_last_checkpoint
+    "What `resume_from_checkpoint` means: a folder, or, without a value, the newest whole checkpoint in `output_dir`."
+    from dpo_nb.train.survival import newest_checkpoint
     asked = str(args.resume_from_checkpoint)
     if asked.lower() in ('none', 'false'): return None
     if asked.lower()!='true':
         if not (Path(asked)/'trainer_state.json').is_file(): raise ValueError(f"resume_from_checkpoint={asked!r} is no checkpoint: it has no trainer_state.json")
         return asked
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    last = newest_checkpoint(args.output_dir)
     if last is None: raise ValueError(f"resume_from_checkpoint: there is no checkpoint in {args.output_dir}")
     return last
 
