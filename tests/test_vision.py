@@ -270,3 +270,16 @@ def test_scores_and_token_rewards_of_pictures(folder, tmp_path):
     pairs = pair_tokens(t, ROWS, 3)
     assert [p['margin'] for p in pairs] == pytest.approx(scored['margin'][:3], abs=1e-5)
     assert '<image>' in pairs[0]['prompt'] and ''.join(x for x, _ in pairs[0]['chosen']).startswith(ROWS[0]['chosen'][0]['content'])
+
+
+def test_what_the_guide_shows_was_measured_with_the_scripts_settings():
+    import train_shapes
+    found = json.loads(train_shapes.OUT.read_text(encoding='utf-8'))
+    assert found['settings'] == train_shapes.SETTINGS
+    proc, model = train_shapes.build(0)
+    assert found['parameters'] == sum(w.numel() for w in model.parameters())
+    collate = DataCollatorForVisionPreference(proc)
+    rows = draw_shapes(40, 1)
+    losses = train_shapes.sft(model, collate, draw_shapes(train_shapes.SETTINGS['train'], 0), 2, train_shapes.SETTINGS['sft_lr'], 0)
+    assert losses == pytest.approx(found['sft_loss'][:2], rel=.02)  # the first steps of the run are still these
+    assert len(train_shapes.margins(model, collate, rows)) == 40
