@@ -75,7 +75,8 @@ def test_refused_when_the_trainer_is_made(dpo, make, says):
     assert says in str(e.value)
 
 
-def test_new_rows_after_training_without_a_reference(dpo):
+def test_new_rows_after_training_without_a_reference(dpo, tmp_path, monkeypatch):
+    monkeypatch.setattr('datasets.config.HF_DATASETS_CACHE', tmp_path/'cache')  # where no earlier run has left the answer
     t = dpo(precompute_ref_log_probs=True, eval_dataset=pairs.select(range(20, 24))); t.train()
     assert math.isfinite(t.evaluate()['eval_loss'])
     with pytest.raises(ValueError, match='keeps no reference'): t.evaluate(pairs.select(range(30, 34)))
