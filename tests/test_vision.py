@@ -283,3 +283,27 @@ def test_what_the_guide_shows_was_measured_with_the_scripts_settings():
     losses = train_shapes.sft(model, collate, draw_shapes(train_shapes.SETTINGS['train'], 0), 2, train_shapes.SETTINGS['sft_lr'], 0)
     assert losses == pytest.approx(found['sft_loss'][:2], rel=.02)  # the first steps of the run are still these
     assert len(train_shapes.margins(model, collate, rows)) == 40
+
+
+def test_the_doctor_reads_rows_with_pictures(folder, tmp_path):
+    t = trainer(dpo_nb, folder, 'llava', tmp_path, learning_rate=1e-4)
+    said = str(t.doctor())
+    assert '<image>' in said and 'A ' in said
+
+
+def test_the_command_line_trains_on_a_folder_of_pictures(folder, tmp_path):
+    "Pictures beside a metadata.jsonl, as `datasets` reads them; the model and its processor are found in one folder."
+    from dpo_nb.train.job import ModelArguments, ScriptArguments, build_job, run_job
+    model, data = tmp_path/'model', tmp_path/'data'/'train'
+    tiny('gemma3')[1].save_pretrained(model)
+    processor('gemma3').save_pretrained(model)
+    data.mkdir(parents=True)
+    with (data/'metadata.jsonl').open('w') as f:
+        for i, r in enumerate(draw_shapes(6, size=40)):
+            r['image'].save(data/f'{i}.png')
+            f.write(json.dumps({k: r[k] for k in ('prompt', 'chosen', 'rejected')} | dict(file_name=f'{i}.png'))+'\n')
+    args = dpo_nb.DPOConfig(str(tmp_path/'out'), max_steps=2, per_device_train_batch_size=2, bf16=False, use_cpu=True, report_to='none', disable_tqdm=True, logging_steps=1)
+    job = build_job(ScriptArguments(dataset_name=str(tmp_path/'data'), num_samples=2), ModelArguments(model_name_or_path=str(model)), args)
+    said = []
+    report = run_job(job, say=said.append)
+    assert '<start_of_image>' in said[0] and 'AutoModelForImageTextToText' in said[-1] and 'image_soft_token' in report.read_text(encoding='utf-8')

@@ -18,6 +18,7 @@ from peft import PeftModel
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from ..data.vision import pair_texts
 from ..losses.registry import needs_reference
 from .metrics import MetricLog
 from .trainer import DPOTrainer
@@ -140,17 +141,17 @@ def sample_rows(
     n:int=2000, # At most so many
 )->list[dict]:
     "The first rows."
-    if not isinstance(dataset, Dataset): return []  # a stream is not consumed
+    if not isinstance(dataset, Dataset) or 'prompt_ids' not in dataset.column_names: return []  # a stream is not consumed, nor pictures read
     return [dataset[i] for i in range(min(n, len(dataset)))]
 
 def first_row(
     trainer, # A `DPOTrainer`
 )->list[Finding]:
     "Row 0 as the model sees it."
-    rows = sample_rows(trainer.train_dataset, 1)
-    if not rows: return [Finding('row 0', 'a stream; not read ahead')]
-    tok = getattr(trainer.processing_class, 'tokenizer', trainer.processing_class)
-    text = {k: tok.decode(rows[0][f'{k}_ids'], skip_special_tokens=False) for k in ('prompt', 'chosen', 'rejected')}
+    rows, tok = sample_rows(trainer.train_dataset, 1), trainer._tokenizer
+    if not isinstance(trainer.train_dataset, Dataset): return [Finding('row 0', 'a stream; not read ahead')]
+    if trainer._is_vision_dataset: text = pair_texts(trainer.train_dataset[0], trainer.processing_class)
+    else: text = {k: tok.decode(rows[0][f'{k}_ids'], skip_special_tokens=False) for k in ('prompt', 'chosen', 'rejected')}
     short = lambda t: repr(t if len(t) < 120 else t[:60]+' … '+t[-50:])
     return [Finding(f'row 0, {k}', short(v)) for k,v in text.items()]
 

@@ -25,6 +25,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from ..data.formats import extract_prompt, is_conversational, layout, read_columns
 from ..data.truncate import pair_lengths, truncation_report
+from ..data.vision import DataCollatorForVisionPreference, pair_texts, row_images
 from ..toy import load_toy_pairs, review_reward, sample_reviews, toy_path, toy_prompts
 from .config import DPOConfig
 from .forward import score
@@ -299,9 +300,10 @@ def describe_job(
     held = '' if job.held is None else f', {len(job.held):,} to evaluate on' if sized else ', a stream to evaluate on'
     out = [_describe_model(job), f"data      {f'{len(job.train):,}' if sized else 'a stream of'} pairs to train on{held}; {layout(first)}"]
     if job.toy: out.append(f"labels    {sum(job.train['flipped'])/len(job.train):.0%} of the training labels are flipped on purpose, and none of the held-out ones")
-    if sized: out += _describe_lengths(t)
-    row = next(iter(t.train_dataset))
-    return '\n'.join(out + [f"{k:<10}{_one_line(t.processing_class.decode(row[f'{k}_ids']))}" for k in ('prompt', 'chosen', 'rejected')])
+    if sized and not t._is_vision_dataset: out += _describe_lengths(t)
+    row, names = next(iter(t.train_dataset)), ('prompt', 'chosen', 'rejected')
+    texts = pair_texts(row, t.processing_class) if t._is_vision_dataset else {k: t._tokenizer.decode(row[f'{k}_ids']) for k in names}
+    return '\n'.join(out + [f"{k:<10}{_one_line(texts[k])}" for k in names])
 
 def _describe_model(job):
     t, a = job.trainer, job.trainer.args
@@ -328,7 +330,10 @@ def answer_prompts(
     max_new_tokens:int=64, # Longest answer, tokens
 )->list[str]: # One answer each
     "Greedy answers."
-    batch = tokenizer.pad(dict(input_ids=prompts), padding_side='left', return_tensors='pt').to(model.device)
+    return _answers(model, tokenizer, tokenizer.pad(dict(input_ids=prompts), padding_side='left', return_tensors='pt'), max_new_tokens)
+
+def _answers(model, tokenizer, batch, max_new_tokens):
+    batch = {k: v.to(model.device) for k,v in batch.items()}
     stop = model.generation_config.eos_token_id or tokenizer.eos_token_id
     how = GenerationConfig(do_sample=False, temperature=1., top_p=1., top_k=50, max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id)
     was_training = model.training
@@ -366,8 +371,16 @@ def probe(
     if n<=0 or t.args.world_size>1: return None
     if job.toy: return measure_reviews(t)
     rows = list(islice(t.train_dataset if t.eval_dataset is None else t.eval_dataset, n))
+    if t._is_vision_dataset: return _look(t, rows)
     ids = [r['prompt_ids'] for r in rows]
-    return dict(prompts=[r.get('prompt') or t.processing_class.decode(i) for r,i in zip(rows, ids)], texts=answer_prompts(t.model, t.processing_class, ids))
+    return dict(prompts=[r.get('prompt') or t._tokenizer.decode(i) for r,i in zip(rows, ids)], texts=answer_prompts(t.model, t._tokenizer, ids))
+
+@torch.no_grad()
+def _look(t, rows):
+    "Answers to prompts with pictures."
+    texts = [pair_texts(r, t.processing_class)['prompt'] for r in rows]
+    batch = DataCollatorForVisionPreference(t.processing_class).tokens(texts, [row_images(r) for r in rows])
+    return dict(prompts=texts, texts=_answers(t.model, t._tokenizer, batch, 64))
 
 # %% ../../nbs/train/57_job.ipynb #1e9702e3
 def compare(
@@ -441,6 +454,7 @@ def _save_report(job, numbers, samples):
                         pairs=pair_tokens(t, list(islice(job.rows, 6))) if t.args.world_size==1 else None)
 
 def _how_to_use(job):
+    if job.trainer._is_vision_dataset: return f"Load it with AutoModelForImageTextToText and AutoProcessor; the report is {job.trainer.args.output_dir}/report.html"
     out, ask = job.trainer.args.output_dir, 'Review the lemon cake in a few sentences.' if job.toy else '…'
     prompt = f"[{{'role': 'user', 'content': '{ask}'}}]" if is_conversational(next(iter(job.rows))) else f"'{ask}'"
     return f"""Try it:
