@@ -38,8 +38,8 @@ def made_pairs(c):
     return [dict(prompt=text(n), chosen=text(c['length']-n), rejected=text(c['length']-n)) for _ in range(32)]
 
 
-def load(c):
-    "(model or folder, tokenizer, rows) of a case."
+def load(c, folder):
+    "(folder of the model, tokenizer, rows) of a case; a model that is made is written to `folder`, because TRL loads its reference from there."
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
     from dpo_nb.toy import load_toy_pairs, load_toy_tokenizer, toy_path
@@ -50,12 +50,13 @@ def load(c):
     if c['model'] == 'toy': return toy_path(), load_toy_tokenizer(), rows
     if c['model'] == 'made':
         torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, vocab_size=c['vocab'],
-                                            max_position_embeddings=8192, tie_word_embeddings=True)), load_toy_tokenizer(), rows
+        LlamaForCausalLM(LlamaConfig(hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4, vocab_size=c['vocab'],
+                                     max_position_embeddings=8192, tie_word_embeddings=True)).save_pretrained(folder)
+        return folder, load_toy_tokenizer(), rows
     sys.path.insert(0, str(ROOT/'scripts'))
     from smollm2 import smollm2_folder
-    folder = str(smollm2_folder())
-    return folder, AutoTokenizer.from_pretrained(folder), rows
+    smollm2 = str(smollm2_folder())
+    return smollm2, AutoTokenizer.from_pretrained(smollm2), rows
 
 
 def work(side, c):
@@ -68,7 +69,6 @@ def work(side, c):
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', os.cpu_count())))
     if side == 'trl': import trl as lib
     else: import dpo_nb as lib
-    model, tokenizer, rows = load(c)
 
     class Clock(TrainerCallback):
         cpu = wall = 0.
@@ -77,7 +77,8 @@ def work(side, c):
             self.cpu, self.wall = self.cpu+time.process_time()-self.start[0], self.wall+time.perf_counter()-self.start[1]
 
     with tempfile.TemporaryDirectory() as folder:
-        args = lib.DPOConfig(folder, use_cpu=True, bf16=c.get('bf16', False), report_to='none', save_strategy='no', disable_tqdm=True, logging_steps=1, seed=1,
+        model, tokenizer, rows = load(c, os.path.join(folder, 'made'))
+        args = lib.DPOConfig(os.path.join(folder, 'out'), use_cpu=True, bf16=c.get('bf16', False), report_to='none', save_strategy='no', disable_tqdm=True, logging_steps=1, seed=1,
                              per_device_train_batch_size=c['batch'], max_steps=c['steps'], num_train_epochs=c.get('epochs', 1), max_length=c['max_length'])
         peft = None
         if c.get('lora'):
