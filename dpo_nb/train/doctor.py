@@ -251,13 +251,13 @@ DPOTrainer.doctor = doctor
 
 # %% ../../nbs/train/54_doctor.ipynb #195d0b35
 class FirstLook(TrainerCallback):
-    "When a run begins: warn of what can be seen in its first batch and its settings."
+    "When a run begins: warn of what its first batch and its settings show to be wrong."
     def __init__(self, trainer:DPOTrainer): self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
         t = self.trainer
         if state.global_step or t.is_fsdp_enabled or t.is_deepspeed_enabled: return
         for f in step_zero(t, ref_differs=t.ref_given) + step_size(t):
-            if f.verdict!='ok': _logger.warning(f'{f.name}: {f.value}; {f.advice}')
+            if f.verdict=='fail': _logger.warning(f'{f.name}: {f.value}; {f.advice}')
 
 DPOTrainer.own_callbacks.append(FirstLook)
