@@ -43,8 +43,10 @@ def test_an_adapter_is_measured_against_its_base(pairs, tmp_path):
             if 'lora_B' in n: w.normal_(std=.05)
     alone = dpo_nb.score(m, dataset=pairs, processing_class=load_toy_tokenizer(), **CPU)
     against = dpo_nb.score(m, load_toy_model(), pairs, load_toy_tokenizer(), **CPU)
+    m.save_pretrained(tmp_path/'adapter'); load_toy_tokenizer().save_pretrained(tmp_path/'adapter')
+    by_folder = dpo_nb.score(str(tmp_path/'adapter'), dataset=pairs, **CPU)
     merged = dpo_nb.score(m.merge_and_unload(), load_toy_model(), pairs, load_toy_tokenizer(), **CPU)
-    for other in (against, merged): assert torch.allclose(torch.tensor(alone['margin']), torch.tensor(other['margin']), atol=2e-4)
+    for other in (against, by_folder, merged): assert torch.allclose(torch.tensor(alone['margin']), torch.tensor(other['margin']), atol=2e-4)
     assert max(map(abs, alone['margin'])) > 1e-3
 
 

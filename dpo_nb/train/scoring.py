@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 from .config import DPOConfig
 from .forward import score as token_scores
@@ -84,6 +85,9 @@ def score(
 )->Dataset: # The dataset with rewards, margins, log-probs and lengths beside each pair
     "Implicit rewards β·(log π_θ − log π_ref) of preference pairs. Rafailov et al. 2023, arXiv:2305.18290, §5."
     check_reference(model, ref_model)
+    if isinstance(model, (str, Path)) and (Path(model)/'adapter_config.json').is_file() and not (Path(model)/'config.json').is_file():
+        processing_class = processing_class or AutoTokenizer.from_pretrained(model)
+        model = AutoPeftModelForCausalLM.from_pretrained(model, is_trainable=True)
     if dataset is None: raise ValueError("dataset is missing; pass a datasets.Dataset of preference pairs")
     config = dict(disable_tqdm=True, report_to='none', save_strategy='no', gradient_checkpointing=False, cache_ref_log_probs=False) | config
     with tempfile.TemporaryDirectory() as folder, _may_be_frozen(model):

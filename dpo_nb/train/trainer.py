@@ -89,6 +89,9 @@ def auto_class(
     **kw, # As for loading the model
 ): # `AutoModelForImageTextToText` or `AutoModelForCausalLM`
     "Which class loads a model: has it eyes?"
+    if (Path(name)/'adapter_config.json').is_file() and not (Path(name)/'config.json').is_file():
+        raise ValueError(f"{name} holds an adapter and no model; load it with peft.AutoPeftModelForCausalLM.from_pretrained({str(name)!r}, is_trainable=True) "
+                         "and pass the model, with its tokenizer as processing_class")
     known = ('revision', 'subfolder', 'gguf_file', 'token', 'cache_dir', 'trust_remote_code', 'local_files_only')
     config = AutoConfig.from_pretrained(name, **{k: kw[k] for k in known if k in kw})
     return AutoModelForImageTextToText if hasattr(config, 'vision_config') else AutoModelForCausalLM
@@ -156,6 +159,9 @@ def resolve_adapter(
                              "load the model afresh")
         model = get_peft_model(model, peft_config)
     if not isinstance(model, PeftModel): return model
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("no weight of the adapter requires a gradient, so nothing would be trained; load it with is_trainable=True, "
+                         "or, to train a new one, merge this one with merge_and_unload() and pass a peft_config")
     own = ref_model is None and needs_reference(args.loss_type)
     moves = args.sync_ref_model and peft_config is not None and not peft_config.is_prompt_learning
     if own and (peft_config is None or changes_base(peft_config) or moves): add_ref_adapter(model)
