@@ -157,7 +157,7 @@ def test_refused_at_construction(kw, says, tmp_path):
     with pytest.raises(ValueError, match=says): dpo_nb.DPOConfig(str(tmp_path), **kw)
 
 
-@pytest.mark.parametrize('kw, says', [(dict(label_smoothing=.1), 'cdpo'), (dict(discopop_tau=.1), 'discopop'), (dict(loss_type='ipo', simpo_gamma=1.), 'simpo'),
+@pytest.mark.parametrize('kw, says', [(dict(label_smoothing=.1), 'cdpo'), (dict(discopop_tau=.1), 'discopop'), (dict(loss_type='ipo', simpo_gamma=1.), 'simpo'), (dict(loss_type='simpo'), 'beta=0.1'),
                                       (dict(f_divergence_type='alpha_divergence', f_alpha_divergence_coef=2.), 'f_alpha_divergence_coef')])
 def test_a_setting_that_does_nothing_is_said(kw, says, tmp_path, monkeypatch):
     said = []
@@ -171,7 +171,7 @@ def test_settings_that_are_read_are_not_mentioned(tmp_path, monkeypatch):
     monkeypatch.setattr('dpo_nb.train.config.logger.warning', said.append)
     dpo_nb.DPOConfig(str(tmp_path))
     dpo_nb.DPOConfig(str(tmp_path), loss_type=['sigmoid', 'robust', 'discopop', 'simpo', 'dpop', 'rdpo', 'chi_po'], label_smoothing=.1, discopop_tau=.1,
-                     simpo_gamma=1., dpop_lambda=5., rdpo_alpha=.1, chi_po_clip=4.)
+                     beta=2., simpo_gamma=1., dpop_lambda=5., rdpo_alpha=.1, chi_po_clip=4.)
     assert not said
 
 

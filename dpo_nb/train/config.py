@@ -150,7 +150,7 @@ def warn_unread(
     c, # A `DPOConfig`
     defaults:dict, # Hyperparameters of losses and their defaults
 )->None:
-    "Warn of each setting that no chosen loss reads, and of a divergence outside its theorem."
+    "Warn of each setting that no chosen loss reads, of a divergence outside its theorem, and of a β in the wrong unit."
     changed = [k for k in loss_fields if getattr(c, k)!=defaults[k] and k!='beta']  # beta also scales the rewards
     for k,readers in unread(c.loss_type, changed).items():
         hint = "; for conservative DPO choose loss_type='cdpo'" if k=='label_smoothing' else ''
@@ -159,6 +159,8 @@ def warn_unread(
     if c.f_divergence_type=='alpha_divergence' and c.f_alpha_divergence_coef > 1:
         logger.warning(f"f_alpha_divergence_coef={c.f_alpha_divergence_coef} is above 1, where a policy may give up answers altogether and the "
                        "derivation of f-DPO fails; below 1 it holds")
+    if 'simpo' in c.loss_type and c.beta < 1:
+        logger.warning(f"beta={c.beta} is small for simpo, whose unit is nats per token: the loss is nearly a straight line; its paper uses 2 to 10")
 
 # %% ../../nbs/train/52_config.ipynb #a300beaa
 def _option(default, help, **argparse):
