@@ -235,7 +235,7 @@ def test_sharing_is_refused_with_its_reason(tmp_path):
 
 
 TWO = '''
-import json, sys
+import json, os, sys
 import torch, dpo_nb
 from dpo_nb.data.prefix import shares_prefix
 from dpo_nb.toy import load_toy_pairs, load_toy_tokenizer, toy_path
@@ -246,6 +246,11 @@ args = dpo_nb.DPOConfig(sys.argv[2], use_cpu=True, bf16=False, report_to='none',
 t = dpo_nb.DPOTrainer(toy_path(), args=args, train_dataset=load_toy_pairs()['train'].select(range(16)), processing_class=load_toy_tokenizer())
 t.train()
 if t.accelerator.is_main_process: print('RESULT', json.dumps([shares_prefix(t.model)] + [[h['loss'], h['grad_norm'], h['num_tokens']] for h in t.state.log_history if 'loss' in h]))
+if torch.distributed.is_initialized():
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # as in distributed_run.py
 '''
 
 
