@@ -290,7 +290,7 @@ def test_refused_as_a_whole(toy):
         assert says in str(e.value), e.value
     refused([dict(prompt='a', chosen='b')], "no column 'rejected', only ['prompt', 'chosen']")
     refused([dict(text='a')], "no column 'chosen' and no column 'rejected'")
-    refused([dict(TALK, images=[1])], 'images', NotImplementedError)
+    refused([dict(TALK, images=[1])], 'images')
     refused(Dataset.from_dict(dict(prompt=[], chosen=[], rejected=[])), 'has no rows')
     refused(Dataset.from_list([TEXT]).to_iterable_dataset().filter(lambda r: False), 'has no rows')
     refused(dict(train=1), 'is a dict', TypeError)

@@ -165,7 +165,7 @@ def check_columns(
     missing = [c for c in ('chosen','rejected') if c not in columns]
     if missing: raise ValueError(f"the {name} dataset has no column {' and no column '.join(map(repr, missing))}, only {columns}; "
                                  "a preference dataset has 'prompt', 'chosen' and 'rejected'")
-    if {'image','images'} & set(columns): raise NotImplementedError(f"the {name} dataset has images, and what reads it here reads only text; pass it to DPOTrainer as train_dataset, with the processor of a model that sees, or remove the column")
+    if {'image','images'} & set(columns): raise ValueError(f"the {name} dataset has images, and what reads it here reads only text; pass it to DPOTrainer as train_dataset, with the processor of a model that sees, or remove the column")
     if 'prompt' in columns or not rows: return
     for i,r in enumerate(rows): check_texts(r, f"row {i} of the {name} dataset")
     found = unread_prompt(rows)
