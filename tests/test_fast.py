@@ -8,8 +8,9 @@ from transformers import (BloomConfig, BloomForCausalLM, CohereConfig, CohereFor
                           Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM)
 
 from dpo_nb.data.collator import DataCollatorForPreference
+from dpo_nb.data.fused import FusedLogps
 from dpo_nb.data.prefix import cannot_share, pack, share_prefix
-from dpo_nb.logps import FusedLogps, score_rows, score_tokens
+from dpo_nb.logps import score_rows, score_tokens
 from dpo_nb.losses.sigmoid import sigmoid_loss
 from dpo_nb.reference.once import RefCache
 from dpo_nb.train.forward import fused_head, pair_logps, score

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from transformers.utils import logging
 
+from ..data.fused import score_hidden
 from ..data.prefix import bare, pack, shares_prefix
-from ..logps import TokenScores, score_hidden, score_rows
+from ..logps import TokenScores, score_rows
 from ..pairs import PairLogps
 
 # %% ../../nbs/train/50_forward.ipynb #d792f2b9
