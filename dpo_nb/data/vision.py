@@ -24,7 +24,7 @@ from transformers import ProcessorMixin
 from transformers.data.data_collator import DataCollatorMixin
 from transformers.utils import logging
 
-from .collator import pair_columns
+from .collator import pair_columns, row_column
 from .formats import check_answers, check_texts, extract_prompt, is_conversational, read_columns
 from .prefix import bare
 from .tokenize import template_kwargs, without_none
@@ -203,7 +203,8 @@ class DataCollatorForVisionPreference(DataCollatorMixin):
         joined = {k: torch.cat([asked[k], said.get(k, none)], 1) for k in _per_token if k in asked}           # [2B,P+A]
         joined['completion_mask'] = torch.cat([torch.zeros_like(asked['attention_mask']), said['attention_mask']], 1)
         given = [c for c in pair_columns if c in examples[0]]
-        return asked | self.fit(flush_left(joined)) | {c: torch.tensor([e[c] for e in examples], dtype=torch.float32) for c in given}
+        number = {row_column: torch.tensor([e[row_column] for e in examples])} if row_column in examples[0] else {}
+        return asked | self.fit(flush_left(joined)) | number | {c: torch.tensor([e[c] for e in examples], dtype=torch.float32) for c in given}
 
     def fit(self, rows):
         "Cut at the end, never into a picture, and fill to the multiple."
