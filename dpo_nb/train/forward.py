@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from transformers.utils import logging
 
+from ..data.collator import pair_columns, ref_columns, row_column
 from ..data.fused import score_hidden
 from ..data.prefix import bare, pack, shares_prefix
 from ..logps import TokenScores, score_rows
@@ -23,7 +24,7 @@ from ..pairs import PairLogps
 logger = logging.get_logger(__name__)
 
 # %% ../../nbs/train/50_forward.ipynb #44e500d4
-not_for_the_model = ('completion_mask', 'ref_chosen_logps', 'ref_rejected_logps')
+not_for_the_model = ('completion_mask', *ref_columns, *pair_columns, row_column)
 
 # %% ../../nbs/train/50_forward.ipynb #51035819
 def fused_head(
