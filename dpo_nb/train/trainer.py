@@ -45,7 +45,7 @@ from .config import DPOConfig, loss_settings
 from .experts import RouterLoss, router_coefficient
 from .forward import pair_logps, score
 from .hints import explain_names
-from .metrics import MetricLog, pair_sums, token_sums
+from .metrics import MetricLog, WeightsMoved, more_pair_sums, more_token_sums, objective, pair_sums, token_sums
 from .offloading import OffloadActivations
 from .survival import check_writable, explain_loss, resolve_resume, saving
 
@@ -265,7 +265,7 @@ def keeps_reference(
 class DPOTrainer(Trainer):
     "Trains a language model, perhaps one that sees, on preference pairs; arguments and logged metrics as TRL's `DPOTrainer`."
     _tag_names = ['dpo_nb', 'dpo']
-    own_callbacks = []  # functions of the trainer that make a callback; later pages add theirs
+    own_callbacks = [WeightsMoved]  # functions of the trainer that make a callback; later pages add theirs
 
     @partial(explain_names, config=[f.name for f in fields(DPOConfig)])
     def __init__(self,
@@ -407,12 +407,13 @@ class DPOTrainer(Trainer):
         finally: self.model.train(training)
 
     def ref_logps(self, model, batch):
-        "One number per row, `[2B]`, nats: computed before training, remembered, or computed now."
-        ask = partial(self.ref_scores, model, batch)
-        if self.ref_cache is not None: return self.answer_logps(self.ref_cache.scores(batch, ask, self.comes_back))
-        if not self.args.precompute_ref_log_probs: return self.answer_logps(ask())
+        "One number per row, `[2B]`, nats, and the tokens' `[2B,T-1]`; of what was computed before training only the former, and None."
+        if not self.args.precompute_ref_log_probs:
+            ask = partial(self.ref_scores, model, batch)
+            said = ask() if self.ref_cache is None else self.ref_cache.scores(batch, ask, self.comes_back)
+            return self.answer_logps(said), said.logps
         if ref_columns[0] not in batch: raise ValueError(f"precompute_ref_log_probs=True, and the batch has no {ref_columns[0]!r}; let the data_collator pass it on")
-        return torch.cat([batch[c] for c in ref_columns])
+        return torch.cat([batch[c] for c in ref_columns]), None
 
     def ref_scores(self, model, batch):
         "Log-probs of the batch's completions under the reference, token by token; `[2B,T-1]`, nats; 0 if no loss looks at it."
@@ -439,25 +440,33 @@ class DPOTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "Batch → per-token log-probs → pairs → loss; the metrics are noted on the way."
         batch = {k: v for k,v in inputs.items() if k not in (*pair_columns, 'labels')}
-        ref = self.ref_logps(model, batch)  # before the policy, so that switching adapters cannot touch its graph
+        ref, ref_tokens = self.ref_logps(model, batch)  # before the policy, so that switching adapters cannot touch its graph
         with self.accelerator.autocast(), self.router.watching() if self.router else nullcontext():
             scores = score(model, batch, log_p2=self.args.use_weighting)
         pairs = pair_logps(scores, ref, self.answer_logps(scores), score=self.score_of)
-        loss = self.pair_loss(pairs, scores, *(inputs.get(c) for c in pair_columns))
+        weight, margin = (inputs.get(c) for c in pair_columns)
+        aimed = pairs if margin is None else replace(pairs, ref_chosen=pairs.ref_chosen+margin/self.args.beta)  # βΔ − margin
+        loss = self.pair_loss(aimed, scores, weight)
         self.check_loss(loss, scores.sums, ref, batch)
-        sums = pair_sums(pairs, self.args.beta) | token_sums(scores)
+        sums = pair_sums(pairs, self.args.beta) | token_sums(scores) | self.more_sums(pairs, aimed, scores, ref_tokens, batch['attention_mask'])
         if self.router:
             loss = loss + self.router_weight*self.router.value
             sums['aux_loss'] = self.router.value, torch.ones_like(self.router.value)
         self.metric_log.add(self.mode, sums, inputs['attention_mask'].sum(), self.accelerator.reduce)
         return (loss, scores) if return_outputs else loss
 
-    def pair_loss(self, pairs, scores, weight=None, margin=None):
-        "The mean loss of a batch, with WPO's weights and those of the dataset, and its margins."
+    @torch.no_grad()
+    def more_sums(self, pairs, aimed, scores, ref_tokens, attention_mask):
+        "What is logged beside TRL's metrics."
+        known = needs_reference(self.args.loss_type)
+        return (more_pair_sums(pairs, objective(aimed, self.losses, self.args.beta), known)
+                | more_token_sums(scores, ref_tokens if known else None, attention_mask.sum(-1), self.args.max_length))
+
+    def pair_loss(self, pairs, scores, weight=None):
+        "The mean loss of a batch, with WPO's weights and those of the dataset."
         if self.args.use_weighting:
             wpo = wpo_weights(scores.logps, scores.log_p2, scores.mask)
             weight = wpo if weight is None else wpo*weight
-        if margin is not None: pairs = replace(pairs, ref_chosen=pairs.ref_chosen+margin/self.args.beta)  # βΔ − margin
         return mix_losses(pairs, self.losses, weight)
 
     def check_loss(self, loss, logps, ref, batch):
