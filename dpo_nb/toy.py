@@ -291,7 +291,6 @@ def toy_path()->str: # Folder of the model and its tokenizer
     "Where the tiny reviewer lies, for anything that takes a model folder."
     return str(files('dpo_nb')/'assets'/'tiny_reviews'/'model')
 
-# %% ../nbs/01_notation.ipynb #5bddf7a9
 def load_toy_tokenizer(): # A fast tokenizer of 512 tokens with a chat template
     "The tiny reviewer's tokenizer, an ordinary transformers tokenizer."
     return AutoTokenizer.from_pretrained(toy_path(), local_files_only=True)
