@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['loss_fields', 'margin_losses', 'cpu_flags', 'native_bf16', 'resolve_bf16', 'loss_settings', 'whole_number',
-           'keyword_arguments', 'check_config', 'check_together', 'check_liger', 'warn_unread', 'DPOConfig']
+           'keyword_arguments', 'check_samples', 'check_config', 'check_together', 'check_liger', 'warn_unread',
+           'DPOConfig']
 
 # %% ../../nbs/train/52_config.ipynb #7828ae48
 import importlib.util, json
@@ -90,6 +91,22 @@ def keyword_arguments(
         raise ValueError(f"{name}={value!r} is not JSON: {e}; write it like " '{"dtype": "bfloat16"}') from None
     if value is None or isinstance(value, dict): return value
     raise TypeError(f"{name} must be a dict, or JSON of one, got {type(value).__name__}")
+
+# %% ../../nbs/train/52_config.ipynb #e10e0f9b
+def check_samples(
+    c, # A `DPOConfig`
+)->None: # `sample_prompts` is then None, a number, or a list of texts and message lists
+    "Raise unless the prompts to sample are None, a number of rows or a list of prompts; a word from a command line becomes what it means."
+    p = [c.sample_prompts] if isinstance(c.sample_prompts, str) else c.sample_prompts
+    if isinstance(p, (list, tuple)) and len(p)==1 and isinstance(p[0], str) and (p[0].isdigit() or p[0].lower()=='none'): p = int(p[0]) if p[0].isdigit() else None
+    if isinstance(p, (list, tuple)): p = [json.loads(x) if isinstance(x, str) and x.startswith('[{"') else x for x in p] or None
+    whole = isinstance(p, int) and not isinstance(p, bool) and p >= 0
+    texts = isinstance(p, list) and all(isinstance(x, str) or isinstance(x, (list, tuple)) and x and all(isinstance(m, dict) and 'role' in m for m in x) for x in p)
+    if not (p is None or whole or texts):
+        raise ValueError(f"sample_prompts={c.sample_prompts!r} must be a number of rows, or a list of texts and of message lists such as [{{'role': 'user', 'content': '…'}}]")
+    for k in ('sample_steps', 'sample_max_new_tokens'):
+        if getattr(c, k) < 1: raise ValueError(f"{k}={getattr(c, k)} must be a whole number, at least 1")
+    c.sample_prompts = p or None
 
 # %% ../../nbs/train/52_config.ipynb #9cb1020d
 def check_config(
@@ -226,13 +243,19 @@ class DPOConfig(TrainingArguments):
     ref_model_sync_steps: int = _option(512, 'TR-DPO: steps between moves.')
     activation_offloading: bool = _option(False, 'Keep activations in CPU memory until the backward pass.')
 
+    # What the run keeps
+    ledger: bool = _option(True, 'Keep the margin of every training pair over time, in ledger.json.')
+    sample_prompts: list[str]|None = _option(None, 'Prompts to answer while training, or how many of the held-out rows (else of the training rows).')
+    sample_steps: int = _option(100, 'Answer them every so many optimizer steps, and before and after training.')
+    sample_max_new_tokens: int = _option(64, 'Longest of these answers, in tokens.')
+
     def __post_init__(self):
         if not isinstance(self.loss_type, (list, tuple)): self.loss_type = [self.loss_type]
         self.max_length = whole_number('max_length', self.max_length)
         self.pad_to_multiple_of = whole_number('pad_to_multiple_of', self.pad_to_multiple_of, ('none', 'auto'))
         self.model_init_kwargs = keyword_arguments('model_init_kwargs', self.model_init_kwargs)
         self.precompute_ref_batch_size = whole_number('precompute_ref_batch_size', self.precompute_ref_batch_size)
-        check_config(self); check_together(self)
+        check_config(self); check_together(self); check_samples(self)
         warn_unread(self, {k: type(self).__dataclass_fields__[k].default for k in loss_fields})
         self.bf16 = resolve_bf16(self)
         check_liger(self)
