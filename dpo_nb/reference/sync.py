@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import TrainerCallback
 
 # %% ../../nbs/reference/42_sync.ipynb #a10227dd
@@ -94,9 +95,10 @@ ref_folder = 'reference'  # inside a checkpoint
 def save_reference(
     ref_model, # The reference model
     checkpoint, # Folder of the checkpoint
+    weights:dict|None=None, # Its weights, if the model holds only a part of them
 )->None:
     "Write the reference where `load_reference` finds it."
-    ref_model.save_pretrained(Path(checkpoint)/ref_folder)
+    ref_model.save_pretrained(Path(checkpoint)/ref_folder, state_dict=weights)
 
 def load_reference(
     ref_model, # Changed in place
@@ -107,4 +109,5 @@ def load_reference(
     if not folder.exists():
         raise FileNotFoundError(f"{checkpoint} has no folder {ref_folder!r}, so it is not known where the reference was; it was written without "
                                 "sync_ref_model, or by another program: train with sync_ref_model=False, or start anew")
-    ref_model.load_state_dict(type(ref_model).from_pretrained(folder, dtype=ref_model.dtype).state_dict())
+    whole = type(ref_model).from_pretrained(folder, dtype=ref_model.dtype).state_dict()
+    set_model_state_dict(ref_model, whole, options=StateDictOptions(full_state_dict=True))  # also into pieces

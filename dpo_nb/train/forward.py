@@ -36,6 +36,7 @@ def fused_head(
     if head is None: return None, f"{type(m).__name__} does not say which layer makes its logits"
     if not isinstance(head, nn.Linear): return None, f"the head is {type(head).__module__}.{type(head).__name__}, no plain matrix"
     if not head.weight.is_floating_point(): return None, "the head's weights are quantized"
+    if hasattr(head.weight, 'ds_id'): return None, "DeepSpeed ZeRO-3 gathers the head's weights only for a loss that is made of its output"
     if 'forward' in vars(head): return None, "the head's forward has been replaced by another library"
     wrappers = model, getattr(model, 'module', model), m
     if any(x._compiled_call_impl is not None or hasattr(x, '_orig_mod') for x in wrappers): return None, "the model is compiled"
