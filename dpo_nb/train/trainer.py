@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['default_config', 'check_dataset', 'check_train_dataset', 'auto_class', 'resolve_model', 'resolve_tokenizer',
            'resolve_adapter', 'is_checkpoint', 'shards_weights', 'resolve_reference', 'ContinueTokenCount',
-           'RememberReference', 'share_prompts', 'keeps_reference', 'DPOTrainer']
+           'RememberReference', 'share_prompts', 'keeps_reference', 'weights_print', 'run_facts', 'DPOTrainer']
 
 # %% ../../nbs/train/53_trainer.ipynb #40c38e39
-import os
+import hashlib, json, os
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import fields, replace
@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel, get_peft_model
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedModel,
@@ -25,12 +25,12 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTex
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from ..data.collator import DataCollatorForPreference, mask_columns, pair_columns, ref_columns
-from ..data.formats import read_columns, token_columns
+from ..data.collator import DataCollatorForPreference, mask_columns, pair_columns, ref_columns, row_column
+from ..data.formats import is_conversational, read_columns, token_columns
 from ..data.prefix import cannot_share, share_prefix
 from ..data.selection import check_numbers, handle_overlong, mark_turns, name_columns
 from ..data.truncate import prepare_dataset
-from ..data.vision import (DataCollatorForVisionPreference, check_features, check_rows, check_vision_settings, has_images, image_columns,
+from ..data.vision import (DataCollatorForVisionPreference, check_features, check_rows, check_vision_settings, has_images, image_columns, pair_texts, row_images,
                                 text_tokenizer)
 from ..divergences import score_function
 from ..logps import TokenScores
@@ -45,8 +45,10 @@ from .config import DPOConfig, loss_settings
 from .experts import RouterLoss, router_coefficient
 from .forward import pair_logps, score
 from .hints import explain_names
+from .ledger import LedgerCallback, number_rows
 from .metrics import MetricLog, WeightsMoved, more_pair_sums, more_token_sums, objective, pair_sums, token_sums
 from .offloading import OffloadActivations
+from .samples import SampleCallback, read_prompts
 from .survival import check_writable, explain_loss, resolve_resume, saving
 
 # %% ../../nbs/train/53_trainer.ipynb #b0509104
@@ -261,6 +263,29 @@ def keeps_reference(
     frozen = args.disable_dropout and not args.sync_ref_model and not args.precompute_ref_log_probs and needs_reference(args.loss_type)
     return args.cache_ref_log_probs and frozen and args.world_size==1 and isinstance(dataset, Dataset)
 
+# %% ../../nbs/train/53_trainer.ipynb #ce5f079a
+def weights_print(
+    model, # A `PreTrainedModel`
+)->str: # 16 hexadecimal digits
+    "A fingerprint of a sample of the weights, evenly spaced; quick to take."
+    h = hashlib.blake2b(digest_size=8)
+    for k,w in sorted(model.state_dict().items()):
+        h.update(f'{k} {tuple(w.shape)} {w.dtype}'.encode())
+        h.update(w.detach().flatten()[::max(1, -(-w.numel()//1024))].float().cpu().numpy().tobytes())
+    return h.hexdigest()
+
+def run_facts(
+    model, # The policy before training
+    ref_model, # The reference, or None where the policy answers as the reference
+    args:DPOConfig,
+)->dict: # For `dpo_nb.json`
+    "What it takes to score with the saved model as in training."
+    ref = model if ref_model is None else ref_model
+    name, known = ref.config._name_or_path, not isinstance(ref, PeftModel) and not shards_weights(args)
+    return dict(reference=str(Path(name).resolve()) if name and Path(name).exists() else name or None, reference_weights=weights_print(ref) if known else None,
+                reference_dtype=str(ref.dtype), reference_moved=bool(args.sync_ref_model), own_reference=isinstance(model, PeftModel) and ref_model is None, needs_reference=needs_reference(args.loss_type),
+                **{k: getattr(args, k) for k in ('beta', 'max_length', 'truncation_mode', 'loss_on')})
+
 # %% ../../nbs/train/53_trainer.ipynb #bd76664a
 class DPOTrainer(Trainer):
     "Trains a language model, perhaps one that sees, on preference pairs; arguments and logged metrics as TRL's `DPOTrainer`."
@@ -290,6 +315,7 @@ class DPOTrainer(Trainer):
         processing_class = resolve_tokenizer(processing_class, model, args)
         ref_given = ref_model is not None
         model, ref_model = resolve_reference(model, ref_model, peft_config, args)
+        self.run_facts = run_facts(model, ref_model, args)
         self.losses = bind_losses(args.loss_type, args.loss_weights, **loss_settings(args))
         self.router_weight = router_coefficient(model, args.router_aux_loss_coef)
         self.router = RouterLoss(model) if self.router_weight else None
@@ -310,6 +336,8 @@ class DPOTrainer(Trainer):
         else: share_prompts([m for m in (self.model, self.ref_model) if m is not None], args)
         self.ref_cache = RefCache() if keeps_reference(args, train_dataset) and not self._is_vision_dataset else None
         self.add_callback(RememberReference(self.identify_reference))
+        self.keeper, self.samples = LedgerCallback(gather_object) if args.ledger else None, self.make_samples() if args.sample_prompts else None
+        for own in filter(None, (self.keeper, self.samples)): self.add_callback(own)
         if args.sync_ref_model: self.follow_policy()
         self.train_dataset = self.with_ref_logps(self.train_dataset, 'train', args.per_device_train_batch_size)
         self.eval_dataset = self.with_ref_logps(self.eval_dataset, 'eval')
@@ -325,6 +353,28 @@ class DPOTrainer(Trainer):
             return DataCollatorForPreference(self._tokenizer.pad_token_id, args.max_length, args.truncation_mode, args.pad_to_multiple_of)
         check_vision_settings(args, processing_class)
         return DataCollatorForVisionPreference(processing_class, args.max_length, args.pad_to_multiple_of)
+
+    def make_samples(self):
+        "The callback that answers a few prompts while training."
+        a, held = self.args, next(iter(self.eval_dataset.values())) if isinstance(self.eval_dataset, dict) else self.eval_dataset
+        rows = self.train_dataset if held is None else held
+        if self._is_vision_dataset: prompts = self.picture_prompts(a.sample_prompts, rows)
+        else: prompts = read_prompts(a.sample_prompts, rows, self._tokenizer, is_conversational(next(iter(self.train_dataset))), a.max_length)
+        return SampleCallback(self._tokenizer, *prompts, a.sample_steps, Path(a.output_dir)/'samples.jsonl', shards_weights(a), self.accelerator.autocast,
+                              max_new_tokens=a.sample_max_new_tokens, seed=a.seed)
+
+    def picture_prompts(self, n, rows):
+        "The prompts of a few rows with pictures, and the batch of them."
+        if not isinstance(n, int): raise ValueError(f"sample_prompts={n!r} is not possible with pictures; give a number of rows")
+        rows = list(islice(iter(rows), n))
+        texts = [pair_texts(r, self.processing_class)['prompt'] for r in rows]
+        return texts, DataCollatorForVisionPreference(self.processing_class).tokens(texts, [row_images(r) for r in rows])
+
+    @property
+    def ledger(self):
+        "The margins of the training pairs so far; None with `ledger=False`. Of several processes: as of the last checkpoint."
+        if self.keeper and self.args.world_size==1: self.keeper.collect()
+        return self.keeper and self.keeper.ledger
 
     def prepare_pictures(self, dataset, name, args):
         "Read the first rows as training will, and leave the rest to the batches."
@@ -360,6 +410,8 @@ class DPOTrainer(Trainer):
         if dataset is None: return None
         if isinstance(dataset, dict): return {k: self.prepare(d, k, args) for k,d in dataset.items()}
         check_dataset(dataset, f'the {name} dataset')
+        ours = isinstance(self.data_collator, (DataCollatorForPreference, DataCollatorForVisionPreference))
+        if args.ledger and name=='train' and ours: dataset = number_rows(dataset)
         if self._is_vision_dataset: return self.prepare_pictures(dataset, name, args)
         limit = args.max_length if args.overlong=='truncate' else None  # otherwise nothing is left to cut
         dataset = prepare_dataset(dataset, self._tokenizer, max_length=limit, truncation_mode=args.truncation_mode,
@@ -371,7 +423,7 @@ class DPOTrainer(Trainer):
     def _set_signature_columns_if_needed(self):
         if self._signature_columns is None:  # the columns that `Trainer` does not throw away
             read = (*read_columns, *image_columns) if self._is_vision_dataset else (*token_columns, *mask_columns, *ref_columns)
-            self._signature_columns = [*read, *pair_columns]
+            self._signature_columns = [*read, *pair_columns, row_column]
 
     def identify_reference(self):
         "The hash of the reference and of what else its log-probs depend on; None if weights are scattered or it moves."
@@ -439,7 +491,7 @@ class DPOTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         "Batch → per-token log-probs → pairs → loss; the metrics are noted on the way."
-        batch = {k: v for k,v in inputs.items() if k not in (*pair_columns, 'labels')}
+        batch = {k: v for k,v in inputs.items() if k not in (*pair_columns, row_column, 'labels')}
         ref, ref_tokens = self.ref_logps(model, batch)  # before the policy, so that switching adapters cannot touch its graph
         with self.accelerator.autocast(), self.router.watching() if self.router else nullcontext():
             scores = score(model, batch, log_p2=self.args.use_weighting)
@@ -448,6 +500,8 @@ class DPOTrainer(Trainer):
         aimed = pairs if margin is None else replace(pairs, ref_chosen=pairs.ref_chosen+margin/self.args.beta)  # βΔ − margin
         loss = self.pair_loss(aimed, scores, weight)
         self.check_loss(loss, scores.sums, ref, batch)
+        if self.keeper and row_column in inputs and self.model.training and torch.is_grad_enabled():
+            self.keeper.note(inputs[row_column], self.state.global_step, self.args.beta*pairs.delta)
         sums = pair_sums(pairs, self.args.beta) | token_sums(scores) | self.more_sums(pairs, aimed, scores, ref_tokens, batch['attention_mask'])
         if self.router:
             loss = loss + self.router_weight*self.router.value
@@ -506,7 +560,9 @@ class DPOTrainer(Trainer):
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         "As `Trainer.train`; of the checkpoints it goes on with the newest one that is whole."
-        return super().train(resolve_resume(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
+        checkpoint = resolve_resume(resume_from_checkpoint, self.args.output_dir)
+        if self.keeper: self.keeper.begin(checkpoint)
+        return super().train(checkpoint, *args, **kwargs)
 
     def training_step(self, *args, **kwargs):
         with OffloadActivations(self.model) if self.args.activation_offloading else nullcontext(): return super().training_step(*args, **kwargs)
@@ -531,6 +587,8 @@ class DPOTrainer(Trainer):
             super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir=None, state_dict=None):
+        Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+        Path(output_dir or self.args.output_dir, 'dpo_nb.json').write_text(json.dumps(self.run_facts, indent=1)+'\n', encoding='utf-8')
         given, self.args.loss_type = self.args.loss_type, self.args.to_dict()['loss_type']
         try: super()._save(output_dir, state_dict)
         finally: self.args.loss_type = given
