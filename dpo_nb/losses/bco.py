@@ -9,6 +9,7 @@ __all__ = ['bco_pair_loss', 'RunningShift']
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,7 +44,16 @@ class RunningShift:
         "Follow the rewards if gradients are wanted, then grade both answers from there."
         chosen, rejected = p.rewards(beta)  # each [B]
         if torch.is_grad_enabled():
-            now = (chosen+rejected).detach().mean()/2
+            now = _of_all((chosen+rejected).detach().mean()/2)
             self.shift = now if self.shift is None else self.momentum*self.shift + (1-self.momentum)*now
         shift = 0. if self.shift is None else self.shift
         return -F.logsigmoid(chosen-shift) - F.logsigmoid(shift-rejected)
+
+    def state_dict(self): return dict(shift=self.shift)  # for a checkpoint
+    def load_state_dict(self, state): self.shift = state['shift']
+
+def _of_all(x):
+    "The mean over the processes that train together."
+    if not (dist.is_available() and dist.is_initialized()): return x
+    dist.all_reduce(x)
+    return x/dist.get_world_size()
