@@ -120,17 +120,20 @@ ROLES = [(r'(<div class="callout-header[^>]*?) data-bs-toggle', r'\1 role="butto
          *((f'<nav {start}', f'<nav aria-label="{name}" {start}') for start, name in (('class="navbar', 'Site'), ('id="quarto-sidebar"', 'Pages'),
            ('class="quarto-secondary-nav', 'Where this is'), ('class="page-navigation', 'Page before and after')))]
 KEYS = """<script>document.addEventListener('keydown', e => {
-if ((e.key === 'Enter' || e.key === ' ') && e.target.matches('.callout-header[role=button]')) { e.preventDefault(); e.target.click(); } });</script>"""
+if ((e.key === 'Enter' || e.key === ' ') && e.target.matches('.callout-header[role=button]')) { e.preventDefault(); e.target.click(); } });
+for (const when of ['load', 'resize']) addEventListener(when, () => { for (const e of document.querySelectorAll('main .sd-table, main math[display=block], main .wide-formula'))
+  if (e.scrollWidth > e.clientWidth + 1) e.tabIndex = 0; });</script>"""
+EMPTY = (r'<th([^>]*)></th>', r'<td\1></td>')  # no head of a table
 
 
 def reachable(out):
-    "What opens with a click opens with a key, landmarks have names, and code that scrolls sideways can be reached and scrolled."
+    "What opens with a click opens with a key, landmarks have names, and what scrolls sideways can be reached and scrolled."
     def focusable(m):
         wide = max(len(html.unescape(line)) for line in re.sub('<[^>]*>', '', m[2]).split('\n')) > 95
         return m[1] + ' tabindex="0"'*wide + m[2]
     for page in out.rglob('*.html'):
         text = page.read_text(encoding='utf-8')
-        for old, new in ROLES: text = re.sub(old, new, text)
+        for old, new in [*ROLES, EMPTY]: text = re.sub(old, new, text)
         page.write_text(re.sub(r'(?s)(<pre)(\b.*?</pre>)', focusable, text).replace('</head>', f'{KEYS}</head>', 1), encoding='utf-8')
 
 

@@ -243,7 +243,7 @@ def test_axe_finds_nothing(chromium, served, scheme):
     found, axe = [], (files('axe_playwright_python')/'axe.min.js').read_text(encoding='utf-8')
     rules = "" if scheme == 'light' else ", runOnly: ['color-contrast']"
     with tab(chromium, scheme=scheme) as t:
-        for page in ('index', 'tour', 'losses/ipo', 'data/collator', 'train/report', 'explain/gallery', 'explain/questions', 'labs/frontier', '404'):
+        for page in ('index', 'tour', 'losses/ipo', 'data/collator', 'train/metrics', 'train/report', 'explain/gallery', 'explain/questions', 'labs/frontier', '404'):
             t.goto(f'{served}/{page}.html')
             t.wait_for_function("s => document.documentElement.classList.contains('quarto-dark') === (s === 'dark')", arg=scheme)
             t.evaluate(axe)
