@@ -235,13 +235,13 @@ def score_parser(): # An `argparse.ArgumentParser` that raises `ValueError` wher
     p = argparse.ArgumentParser(prog='dpo_nb score', add_help=False, allow_abbrev=False)
     p.error = _refuse
     p.add_argument('--model_name_or_path', default='dpo_out', help='the trained model: a folder or a hub name (dpo_out)')
-    p.add_argument('--ref_model_name_or_path', help='what it was trained against; an adapter needs none')
+    p.add_argument('--ref_model_name_or_path', help='what it was trained against; the folder of a run knows, and so does an adapter')
     p.add_argument('--dataset_name', help='preference pairs: a file, a folder or a hub name')
     p.add_argument('--dataset_split', default='train', help='which split of them (train)')
-    p.add_argument('--output_file', default='scores.jsonl', help='one line of JSON per pair; an unfinished file is gone on with (scores.jsonl)')
-    p.add_argument('--beta', type=float, default=.1, help='reward units per nat, as in training (0.1)')
+    p.add_argument('--output_file', default='scores.jsonl', help='one line of JSON per pair, or NAME.parquet; an unfinished file is gone on with (scores.jsonl)')
+    p.add_argument('--beta', type=float, help='reward units per nat (that of the run, else 0.1)')
     p.add_argument('--batch_size', type=int, default=8, help='pairs at once (8)')
-    p.add_argument('--max_length', type=int, help='longest prompt and answer in tokens (no limit)')
+    p.add_argument('--max_length', type=int, help='longest prompt and answer in tokens (that of the run, else no limit)')
     return p
 
 def score(
@@ -259,7 +259,7 @@ def score(
         pairs = load_pairs(a.dataset_name) if a.dataset_name else load_toy_pairs()
         split = a.dataset_split if a.dataset_name else 'test'
         if split not in pairs: raise ValueError(f"dataset_split={split!r} is not there; choose one of {list(pairs)}")
-        ref = a.ref_model_name_or_path or (None if a.dataset_name else toy_path())
+        ref = a.ref_model_name_or_path or (None if a.dataset_name or (Path(a.model_name_or_path)/'dpo_nb.json').is_file() else toy_path())
         d = rewards(a.model_name_or_path, ref, pairs[split], beta=a.beta, batch_size=a.batch_size, max_length=a.max_length, output_file=a.output_file)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError, DatasetsError) as e:
         notes.buffer.clear()

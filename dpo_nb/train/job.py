@@ -403,7 +403,7 @@ def _sample(before, after, i):
     return dict(prompt=p if isinstance(p, str) else p[-1]['content'], before=before['texts'][i], after=after['texts'][i], reward_before=reward(before), reward_after=reward(after))
 
 # %% ../../nbs/train/57_job.ipynb #b8c6e802
-_ours = ('checkpoint-*', 'config.json', 'generation_config.json', 'model*.safetensors*', 'adapter_*', 'ref/adapter_*', 'training_args.bin', 'trainer_state.json', 'report.html')
+_ours = ('checkpoint-*', 'config.json', 'generation_config.json', 'model*.safetensors*', 'adapter_*', 'ref/adapter_*', 'training_args.bin', 'dpo_nb.json', 'trainer_state.json', 'report.html')
 
 def clear_output(
     folder:Path, # An output folder
