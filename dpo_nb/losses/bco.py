@@ -26,7 +26,7 @@ def bco_pair_loss(
     return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
 
 # %% ../../nbs/losses/17_bco.ipynb #f9fe66f6
-@dataclass
+@dataclass(eq=False)
 class RunningShift:
     "−log σ(r_w − δ) − log σ(δ − r_l), δ the moving average of all rewards. Jung et al. 2024, arXiv:2404.04656, eq. 7 and 8."
     momentum:float=0.9 # Share of the old δ kept at each update, in [0, 1]; our choice, the paper's value is unconfirmed

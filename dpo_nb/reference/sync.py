@@ -36,8 +36,12 @@ def mix_weights(
     alpha:float, # Its share in the new reference, in [0, 1]
 )->None:
     "θ_ref ← α·θ + (1−α)·θ_ref, weight by weight. TR-DPO, Gorbatovski et al. 2024, arXiv:2404.09656."
-    now = dict(model.named_parameters())
-    for k,w in ref_model.named_parameters(): w.lerp_(now[k].to(w), alpha)
+    for m in (*model.modules(), *ref_model.modules()):
+        if hasattr(m, 'reshard'): m.reshard()  # FSDP leaves the last layers whole after a forward pass
+    now = {_plain_name(k): w for k,w in model.named_parameters()}
+    for k,w in ref_model.named_parameters(): w.lerp_(now[_plain_name(k)].to(w), alpha)
+
+def _plain_name(k): return k.replace('_checkpoint_wrapped_module.', '')  # FSDP's own activation checkpointing renames the policy's layers
 
 # %% ../../nbs/reference/42_sync.ipynb #ddd3a1eb
 class SyncReference(TrainerCallback):
