@@ -82,10 +82,10 @@ class Ledger:
 def verdict(
     history:Tensor, # `[sightings,3]`: step, margin, typical margin
     depth:float=.25, # How far below zero, in typical margins, ≥ 0
-)->str: # One of six
+)->str: # One of seven
     "A word for how one pair was learned."
     margin, typical = history[1:,1], history[1:,2]
-    if len(margin) < 2: return 'too early'
+    if len(margin) < 2: return 'disputed' if history[-1,2] > 0 and history[-1,1] < -2*depth*history[-1,2] else 'too early'
     if (margin>0).all(): return 'learned at once'
     if margin[-1] > 0: return 'learned'
     if (margin>0).any(): return 'forgotten'
@@ -110,7 +110,7 @@ def judge(
 def suspicious(
     ledger:Ledger, # Filled
     dataset:Dataset, # What was trained on; the ledger's row numbers count its rows
-    verdicts:tuple=('probably mislabelled',), # Which to hand out
+    verdicts:tuple=('probably mislabelled', 'disputed'), # Which to hand out
     **how, # `depth` and `width` of `judge`
 )->Dataset: # The rows, worst first, with the columns of `judge` put before their own
     "The rows of the dataset that deserve a second look."
@@ -154,6 +154,7 @@ class LedgerCallback(TrainerCallback):
     )->None:
         "Remember a batch of this process; nothing is moved to the CPU yet."
         self.waiting.append((rows, step, margins.detach()))
+        if len(self.waiting) >= 1000: self.on_log(None, None, None)  # of a run that never logs
 
     def on_log(self, args, state, control, **kwargs):
         for rows,step,margins in self.waiting:

@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
@@ -39,7 +40,7 @@ from ..losses.mixing import mix_losses, wpo_weights
 from ..losses.registry import bind_losses, needs_reference
 from ..reference.once import RefCache
 from ..reference.precompute import Ranks, compute_logps, precompute, reference_hash
-from ..reference.reference import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter
+from ..reference.reference import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter, spread_reference
 from ..reference.sync import SyncReference, check_sync, load_reference, save_reference
 from .config import DPOConfig, loss_settings
 from .experts import RouterLoss, router_coefficient
@@ -49,7 +50,7 @@ from .ledger import LedgerCallback, number_rows
 from .metrics import MetricLog, WeightsMoved, more_pair_sums, more_token_sums, objective, pair_sums, token_sums
 from .offloading import OffloadActivations
 from .samples import SampleCallback, read_prompts
-from .survival import check_writable, explain_loss, resolve_resume, saving
+from .survival import check_writable, explain_loss, load_losses, resolve_resume, save_losses, saving
 
 # %% ../../nbs/train/53_trainer.ipynb #b0509104
 logger = logging.get_logger(__name__)
@@ -205,6 +206,9 @@ def resolve_reference(
     model = resolve_adapter(model, ref_model, peft_config, args)
     if isinstance(ref_model, str): ref_model = resolve_model(ref_model, args)
     asked_before = args.precompute_ref_log_probs and not shards_weights(args)  # the policy itself answers, before it is trained
+    if args.precompute_ref_log_probs and shards_weights(args) and ref_model is None and isinstance(model, PeftModel):
+        raise ValueError("precompute_ref_log_probs=True needs the model in its place before training, and FSDP and DeepSpeed put it there when training begins; "
+                         "leave it at False: with an adapter the reference takes no memory of its own")
     if wanted and ref_model is None and not isinstance(model, PeftModel) and not asked_before: ref_model = frozen_copy(model)
     if args.sync_ref_model: check_sync(model, ref_model, args.ref_model_mixup_alpha, args.ref_model_sync_steps)
     off = disable_dropout(model) if args.disable_dropout else []
@@ -238,6 +242,12 @@ class RememberReference(TrainerCallback):
         if None not in (then, now) and then!=now:
             logger.warning(f"the reference of this run ({now[:8]}) is not the one of the checkpoint ({then[:8]}), so its rewards go on with another "
                            "meaning; pass the model that the run started from, as model or as ref_model")
+
+# %% ../../nbs/train/53_trainer.ipynb #75056cda
+class _Restore(TrainerCallback):
+    "When a run is resumed, has the trainer give back what it saved itself."
+    def __init__(self, trainer): self.trainer = trainer
+    def on_train_begin(self, args, state, control, **kwargs): self.trainer.restore()
 
 # %% ../../nbs/train/53_trainer.ipynb #f2b4e5d7
 def share_prompts(
@@ -309,38 +319,56 @@ class DPOTrainer(Trainer):
     ):
         args = args or default_config(model)
         check_train_dataset(train_dataset)
+        if args.use_liger_kernel and compute_metrics: raise ValueError("compute_metrics does not go with use_liger_kernel=True; leave one of the two out")
         if args.save_strategy!='no' and args.should_save: check_writable(args.output_dir)
         set_seed(args.seed)  # a new adapter is drawn at random
         model = resolve_model(model, args, quantization_config)
         processing_class = resolve_tokenizer(processing_class, model, args)
-        ref_given = ref_model is not None
+        self.ref_given = ref_model is not None
         model, ref_model = resolve_reference(model, ref_model, peft_config, args)
         self.run_facts = run_facts(model, ref_model, args)
-        self.losses = bind_losses(args.loss_type, args.loss_weights, **loss_settings(args))
-        self.router_weight = router_coefficient(model, args.router_aux_loss_coef)
-        self.router = RouterLoss(model) if self.router_weight else None
-        self.score_of = score_function(args.f_divergence_type, args.f_alpha_divergence_coef)
-        self.metric_log, self.eval_prefix = MetricLog(), 'eval'
+        self.set_up_loss(model, args)
         collator = self.make_collator(processing_class, train_dataset, args)
         self.data_collator = data_collator or collator
         super().__init__(model=model, args=self.stream_args(args, train_dataset), data_collator=self.data_collator, processing_class=processing_class,
                          train_dataset=self.prepare(train_dataset, 'train', args), eval_dataset=self.prepare(eval_dataset, 'eval', args),
                          compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers)
-        for make in [lambda t: ContinueTokenCount(t.metric_log), *self.own_callbacks]: self.add_callback(make(self))
-        self.ref_given = ref_given
+        for make in [lambda t: ContinueTokenCount(t.metric_log), lambda t: RememberReference(t.identify_reference), _Restore, *self.own_callbacks]: self.add_callback(make(self))
         self.refuse_data_parallel()
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, so gradient accumulation averages it
-        self.ref_model = None if ref_model is None else self.accelerator.prepare_model(ref_model, evaluation_mode=True)
+        self.place_reference(ref_model)
         self.model.add_model_tags(self._tag_names)
         if self._is_vision_dataset: self.check_pictures()
         else: share_prompts([m for m in (self.model, self.ref_model) if m is not None], args)
-        self.ref_cache = RefCache() if keeps_reference(args, train_dataset) and not self._is_vision_dataset else None
-        self.add_callback(RememberReference(self.identify_reference))
         self.keeper, self.samples = LedgerCallback(gather_object) if args.ledger else None, self.make_samples() if args.sample_prompts else None
         for own in filter(None, (self.keeper, self.samples)): self.add_callback(own)
-        if args.sync_ref_model: self.follow_policy()
-        self.train_dataset = self.with_ref_logps(self.train_dataset, 'train', args.per_device_train_batch_size)
+        self.precompute_reference()
+
+    def set_up_loss(self, model, args):
+        "From settings to functions: the losses, the divergence, the routers' loss; and where their numbers are noted."
+        self.losses = bind_losses(args.loss_type, args.loss_weights, **loss_settings(args))
+        self.router_weight = router_coefficient(model, args.router_aux_loss_coef)
+        self.router = RouterLoss(model) if self.router_weight else None
+        self.score_of = score_function(args.f_divergence_type, args.f_alpha_divergence_coef)
+        self.metric_log, self.eval_prefix, self.stepping = MetricLog(), 'eval', False
+        self.warned = None
+
+    def place_reference(self, ref_model):
+        "Put the reference where the policy will be, in pieces if the policy is; note its hash while it is whole; let it follow, if it shall."
+        self.ref_model = ref_model
+        self._ref_hash = broadcast_object_list([self.hash_reference()])[0] if self.args.precompute_ref_log_probs else None
+        if ref_model is not None and self.args.use_liger_kernel:
+            from transformers.integrations.liger import apply_liger_kernel
+            apply_liger_kernel(ref_model, self.args.liger_kernel_config)  # as `Trainer` does for the policy
+        if ref_model is not None: self.ref_model = spread_reference(ref_model, self.accelerator)
+        if self.args.sync_ref_model: self.follow_policy()
+        self.ref_cache = RefCache() if keeps_reference(self.args, self.train_dataset) and not self._is_vision_dataset else None
+
+    def precompute_reference(self):
+        "Ask about every row beforehand, if that is wanted; a copy that was made for nothing else is then let go."
+        self.train_dataset = self.with_ref_logps(self.train_dataset, 'train', self.args.per_device_train_batch_size)
         self.eval_dataset = self.with_ref_logps(self.eval_dataset, 'eval')
+        if self.args.precompute_ref_log_probs and not self.ref_given: self.ref_model = None
 
     def make_collator(self, processing_class, dataset, args):
         "The collator for texts, or for pictures; on the way, what else depends on whether there are any."
@@ -425,11 +453,17 @@ class DPOTrainer(Trainer):
             read = (*read_columns, *image_columns) if self._is_vision_dataset else (*token_columns, *mask_columns, *ref_columns)
             self._signature_columns = [*read, *pair_columns, row_column]
 
-    def identify_reference(self):
-        "The hash of the reference and of what else its log-probs depend on; None if weights are scattered or it moves."
-        if self.args.sync_ref_model or self.is_fsdp_enabled or self.is_deepspeed_enabled: return None
+    def hash_reference(self):
+        "The hash of the reference and of what else its log-probs depend on; a name for this run alone where ZeRO-3 has scattered it already."
+        if is_deepspeed_zero3_enabled(): return f'run-{uuid4().hex}'
         settings = f'{self.accelerator.mixed_precision} ld_alpha={self.args.ld_alpha} {type(self.data_collator).__name__}'
         return reference_hash(self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model), settings)
+
+    def identify_reference(self):
+        "The hash of the reference; None if weights are scattered or it moves."
+        if self._ref_hash: return None if self._ref_hash.startswith('run-') else self._ref_hash
+        if self.args.sync_ref_model or self.is_fsdp_enabled or self.is_deepspeed_enabled: return None
+        return self.hash_reference()
 
     def follow_policy(self):
         "TR-DPO: mix the policy into the reference every so many steps."
@@ -441,7 +475,6 @@ class DPOTrainer(Trainer):
         if dataset is None or not self.args.precompute_ref_log_probs: return dataset
         if isinstance(dataset, dict): return {k: self.with_ref_logps(d, k, batch_size) for k,d in dataset.items()}
         a = self.accelerator
-        if not hasattr(self, '_ref_hash'): self._ref_hash = broadcast_object_list([self.identify_reference()])[0]
         ranks = Ranks(a.process_index, a.num_processes, lambda t: a.reduce(t.to(a.device)).cpu())
         size = self.args.precompute_ref_batch_size or batch_size or self.args.per_device_eval_batch_size
         def compute(rows): return compute_logps(rows, self.ask_reference, self.data_collator, size, ranks, name)
@@ -450,7 +483,8 @@ class DPOTrainer(Trainer):
 
     def ask_reference(self, batch):
         "One number per row, `[2B]`, nats: what the reference says before training, or from beside the policy."
-        if self.state.global_step and self.ref_model is None and not isinstance(self.model, PeftModel):
+        gone = self.state.global_step or shards_weights(self.args)
+        if gone and self.ref_model is None and not isinstance(self.model, PeftModel):
             raise ValueError("precompute_ref_log_probs=True keeps no reference, and the policy has been trained since, so these new rows cannot be asked "
                              "about; give them as eval_dataset at the beginning, or pass a ref_model")
         training = self.model.training
@@ -500,7 +534,7 @@ class DPOTrainer(Trainer):
         aimed = pairs if margin is None else replace(pairs, ref_chosen=pairs.ref_chosen+margin/self.args.beta)  # βΔ − margin
         loss = self.pair_loss(aimed, scores, weight)
         self.check_loss(loss, scores.sums, ref, batch)
-        if self.keeper and row_column in inputs and self.model.training and torch.is_grad_enabled():
+        if self.keeper and self.stepping and row_column in inputs:
             self.keeper.note(inputs[row_column], self.state.global_step, self.args.beta*pairs.delta)
         sums = pair_sums(pairs, self.args.beta) | token_sums(scores) | self.more_sums(pairs, aimed, scores, ref_tokens, batch['attention_mask'])
         if self.router:
@@ -524,11 +558,15 @@ class DPOTrainer(Trainer):
         return mix_losses(pairs, self.losses, weight)
 
     def check_loss(self, loss, logps, ref, batch):
-        "Stop at a loss that is no number, and name the step and the rows; in fp16 only warn, since the scaler skips such steps."
-        if loss.isfinite() or not self.model.training: return
-        text = explain_loss(loss.detach(), logps.detach(), ref, batch, self.state.global_step, None if self._is_vision_dataset else self.train_dataset)
-        if not self.args.fp16: raise FloatingPointError(text)
-        logger.warning(text)
+        "Stop at a loss that is no number, and name the step and the rows; in fp16, whose scaler skips such steps, and in evaluations only warn."
+        if loss.isfinite(): return
+        training, seen = self.model.training, self.callback_handler.eval_dataloader
+        rows = self.train_dataset if training else getattr(seen, 'dataset', None)
+        name = 'train' if training else self.eval_prefix
+        text = explain_loss(loss.detach(), logps.detach(), ref, batch, self.state.global_step, None if self._is_vision_dataset else rows, name)
+        if training and not self.args.fp16: raise FloatingPointError(text)
+        if training or self.warned!=(self.state.global_step, name): logger.warning(text)
+        if not training: self.warned = self.state.global_step, name  # once per evaluation
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         "Loss; per-token log-probs `[B,T-1,2]`; token ids `[B,T,2]`, −100 outside completions. Last axis: chosen, rejected."
@@ -560,30 +598,45 @@ class DPOTrainer(Trainer):
 
     def train(self, resume_from_checkpoint=None, *args, **kwargs):
         "As `Trainer.train`; of the checkpoints it goes on with the newest one that is whole."
-        checkpoint = resolve_resume(resume_from_checkpoint, self.args.output_dir)
-        if self.keeper: self.keeper.begin(checkpoint)
-        return super().train(checkpoint, *args, **kwargs)
+        self.came_from = resolve_resume(resume_from_checkpoint, self.args.output_dir)
+        if self.keeper: self.keeper.begin(self.came_from)
+        return super().train(self.came_from, *args, **kwargs)
 
     def training_step(self, *args, **kwargs):
-        with OffloadActivations(self.model) if self.args.activation_offloading else nullcontext(): return super().training_step(*args, **kwargs)
+        self.stepping = True  # what is computed in between, to look at the run, is no training
+        try:
+            with OffloadActivations(self.model) if self.args.activation_offloading else nullcontext(): return super().training_step(*args, **kwargs)
+        finally: self.stepping = False
 
     def create_model_card(self, model_name=None, dataset_name=None, tags=None, **kwargs):
         "As `Trainer.create_model_card`, with TRL's `dataset_name`; our tags are always there."
         tags = sorted({*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])})
         super().create_model_card(model_name=model_name, tags=tags, **(dict(dataset=dataset_name) if dataset_name else {}), **kwargs)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.args.sync_ref_model and self.ref_model is not None: load_reference(self.accelerator.unwrap_model(self.ref_model), resume_from_checkpoint)
+    def restore(self):
+        "What `Trainer` does not know of a checkpoint: a reference that moves, and what losses remember."
+        if self.came_from is None: return
+        load_losses(self.losses, self.came_from)
+        if self.args.sync_ref_model and self.ref_model is not None: load_reference(self.accelerator.unwrap_model(self.ref_model), self.came_from)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        "As `Trainer.save_model`; and a model whose checkpoints FSDP leaves in pieces is gathered and saved whole, where `Trainer` saves nothing."
+        in_pieces = self.is_fsdp_enabled and 'SHARDED' in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+        if not in_pieces or _internal_call and output_dir: return super().save_model(output_dir, _internal_call)
+        whole = self.accelerator.get_state_dict(self.model)
+        if self.args.should_save: self._save(output_dir, state_dict=whole)
+        if self.args.push_to_hub and not _internal_call: self.push_to_hub(commit_message='Model save')
 
     def _save_checkpoint(self, model, trial):
         if self.args.should_save and 'reference' not in self.state.stateful_callbacks:
             self.state.stateful_callbacks['reference'] = dict(args={}, attributes=dict(hash=self.identify_reference()))
         self.state.stateful_callbacks['num_tokens'] = dict(args={}, attributes=dict(count=int(self.metric_log.num_tokens)))
-        folder = Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}'
+        folder, ref = Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}', self.ref_model if self.args.sync_ref_model else None
         with saving(folder):
-            if self.args.sync_ref_model and self.ref_model is not None and self.args.should_save:
-                save_reference(self.accelerator.unwrap_model(self.ref_model), folder)
+            whole = None if ref is None or not self.is_fsdp_enabled else self.accelerator.get_state_dict(ref)  # every process has a part
+            if self.args.should_save:
+                if ref is not None: save_reference(self.accelerator.unwrap_model(ref), folder, whole)
+                save_losses(self.losses, folder)
             super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir=None, state_dict=None):
