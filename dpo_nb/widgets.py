@@ -52,7 +52,10 @@ const X=v=>D.left+(v-x0)/(x1-x0)*(D.W-D.left-10),Y=v=>D.H-D.bottom-(v-lo)/(hi-lo
 svg.querySelector("polyline").setAttribute("points",D.x.map((a,q)=>[a,t[k][q]]).filter(([a,b])=>b!==null&&b>=lo&&b<=hi).map(([a,b])=>X(a).toFixed(1)+","+Y(b).toFixed(1)).join(" "));
 const b=t[k][j],c=svg.querySelector("circle"),seen=b!==null&&b>=lo&&b<=hi;c.style.display=seen?"":"none";if(seen){c.setAttribute("cx",X(D.x[j]));c.setAttribute("cy",Y(b));}
 cells[p+1].textContent=n(b);});}
-[s,i].forEach(e=>e&&e.addEventListener("input",draw));draw();})()'''
+[s,i].forEach(e=>e&&e.addEventListener("input",draw));
+root.querySelectorAll("svg").forEach(g=>{g.style.touchAction="pan-y";g.style.cursor="ew-resize";["pointerdown","pointermove"].forEach(t=>g.addEventListener(t,e=>{
+if(t=="pointermove"&&!e.buttons)return;const b=g.getBoundingClientRect(),x0=Math.min(...D.x),v=x0+((e.clientX-b.left)/b.width*D.W-D.left)/(D.W-D.left-10)*(Math.max(...D.x)-x0);
+i.value=D.x.reduce((q,u,k)=>Math.abs(u-v)<Math.abs(D.x[q]-v)?k:q,0);draw();e.preventDefault();}));});draw();})()'''
 
 class Explorer:
     "A figure with sliders: self-contained HTML for a page, ipywidgets for a live kernel."
