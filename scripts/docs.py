@@ -122,7 +122,10 @@ ROLES = [(r'(<div class="callout-header[^>]*?) data-bs-toggle', r'\1 role="butto
 KEYS = """<script>document.addEventListener('keydown', e => {
 if ((e.key === 'Enter' || e.key === ' ') && e.target.matches('.callout-header[role=button]')) { e.preventDefault(); e.target.click(); } });
 for (const when of ['load', 'resize']) addEventListener(when, () => { for (const e of document.querySelectorAll('main .sd-table, main math[display=block], main .wide-formula'))
-  if (e.scrollWidth > e.clientWidth + 1) e.tabIndex = 0; });</script>"""
+  if (e.scrollWidth > e.clientWidth + 1) e.tabIndex = 0; });
+if (location.protocol === 'file:') { const ask = window.fetch;  // a page from disk may load a script, and nothing else
+  window.fetch = (url, ...more) => !/search\\.json$/.test(url) ? ask(url, ...more) : new Promise((done, fail) => { const s = document.createElement('script');
+    s.src = url.replace(/json$/, 'js'); s.onload = () => done({json: () => window.searchIndex}); s.onerror = fail; document.head.append(s); }); }</script>"""
 EMPTY = (r'<th([^>]*)></th>', r'<td\1></td>')  # no head of a table
 
 
@@ -135,6 +138,11 @@ def reachable(out):
         text = page.read_text(encoding='utf-8')
         for old, new in [*ROLES, EMPTY]: text = re.sub(old, new, text)
         page.write_text(re.sub(r'(?s)(<pre)(\b.*?</pre>)', focusable, text).replace('</head>', f'{KEYS}</head>', 1), encoding='utf-8')
+
+
+def search_from_disk(out):
+    "The index of the search once more, as a script, for readers who open the site as files."
+    (out/'search.js').write_text(f'window.searchIndex = {(out/"search.json").read_text(encoding="utf-8").strip()};\n', encoding='utf-8')
 
 
 def anchors(out):
@@ -202,6 +210,7 @@ def render(renderer):
         mathml(built)
         own_fonts(built)
         reachable(built)
+        search_from_disk(built)
     anchors(built)
     missing(built, cfg)
     card(built, cfg)

@@ -284,6 +284,19 @@ def test_search_finds_a_page(chromium, served):
         assert t.locator('main h1').first.inner_text() == 'IPO'
 
 
+@pytest.mark.skipif(shutil.which('quarto') is not None, reason='mended for smalldocs only')
+def test_search_works_on_files(chromium, site):
+    "The site opened from disk, where pages may not fetch: from a page in a folder, to a page in another."
+    with tab(chromium) as t:
+        t.goto(f'{site.as_uri()}/losses/ipo.html')
+        t.keyboard.press('/')
+        t.keyboard.type('collator')
+        t.wait_for_selector('.search-result')
+        t.locator('.search-result[href*="data/collator.html"]').first.click()
+        t.wait_for_load_state()
+        assert t.url.startswith('file:') and t.locator('main h1').first.is_visible() and 'collator' in t.url
+
+
 def test_dark_mode_is_remembered(chromium, served):
     with tab(chromium) as t:
         paper = lambda: sum(map(int, re.findall(r'\d+', t.evaluate('getComputedStyle(document.body).backgroundColor'))[:3]))
