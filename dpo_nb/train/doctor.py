@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Finding', 'aside', 'first_batch', 'step_zero', 'reference_source', 'movable', 'planned_steps', 'beta_size',
            'step_size', 'gradient', 'sample_rows', 'first_row', 'row_counts', 'cut_pairs', 'data_findings',
-           'reference_alone', 'memory_need', 'free_ram', 'memory', 'Diagnosis', 'doctor', 'FirstLook', 'stuck_because',
-           'dead_sign', 'Pulse']
+           'reference_alone', 'memory_need', 'memory_peak', 'free_ram', 'memory', 'Diagnosis', 'doctor', 'FirstLook',
+           'stuck_because', 'dead_sign', 'Pulse']
 
 # %% ../../nbs/train/54_doctor.ipynb #977a8e51
 import html, math, statistics
@@ -22,6 +22,8 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..data.formats import layout
+from ..data.memory import largest_batch, peak_memory
+from ..data.prefix import shares_prefix
 from ..data.truncate import pair_lengths, truncation_report
 from ..data.vision import pair_texts
 from ..losses.registry import needs_reference
@@ -295,6 +297,19 @@ def memory_need(
     ref = size(trainer.ref_model.parameters()) if isinstance(trainer.ref_model, torch.nn.Module) else 0
     return size(model) + 3*size(p for p in model if p.requires_grad) + ref
 
+def memory_peak(
+    trainer, # A `DPOTrainer`
+)->int|None: # Bytes; None if the pairs or the weights are out of sight
+    "The worst moment of a step with the longest pairs, on this process."
+    rows, a = sample_rows(trainer.train_dataset), trainer.args
+    if not rows or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled: return None
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not hasattr(model.config.get_text_config(), 'num_attention_heads'): return None
+    ref = trainer.ref_model.parameters() if isinstance(trainer.ref_model, torch.nn.Module) else ()
+    batch = largest_batch(rows, a.per_device_train_batch_size, a.max_length, shares_prefix(model))
+    return sum(peak_memory(model, *batch, reference=sum(p.numel()*p.element_size() for p in ref), checkpointing=a.gradient_checkpointing,
+                           bf16=a.bf16, device=a.device.type).values())
+
 def free_ram()->int|None: # Bytes; None where Linux does not tell
     "Memory that this machine could still give."
     try: lines = dict(l.split(':') for l in Path('/proc/meminfo').read_text().splitlines())
@@ -305,16 +320,16 @@ def memory(
     trainer, # A `DPOTrainer`
 )->list[Finding]:
     "The need against what the device has."
-    need = memory_need(trainer)
+    need, peak = memory_need(trainer), memory_peak(trainer)
     held = sum(p.numel()*p.element_size() for m in (trainer.model, trainer.ref_model) if isinstance(m, torch.nn.Module) for p in m.parameters())
     on_cpu = trainer.args.device.type=='cpu'
     free = free_ram() + held if on_cpu and free_ram() else torch.cuda.mem_get_info()[0] + torch.cuda.memory_allocated() if torch.cuda.is_available() else None
-    value = f'{need/2**30:.2f} GiB without activations' + (f', {free/2**30:.0f} GiB on the device' if free else '')
-    tight = free is not None and need > .9*free
+    value = f'{need/2**30:.2f} GiB without activations' + (f', {peak/2**30:.2f} GiB with the longest pairs' if peak else '') + (f', {free/2**30:.0f} GiB on the device' if free else '')
+    tight = free is not None and max(need, peak or 0) > .9*free
     native, found = native_bf16(on_cpu)
     how = f"{trainer.args.device.type}, weights {str(trainer.model.dtype)[6:]}, bf16 autocast {'on' if trainer.args.bf16 else 'off'}"
     return [Finding('device', f"{how}; {found}", 'warn' if trainer.args.bf16 and not native else 'ok', 'bf16 is emulated here, which is slow; set bf16=False' if trainer.args.bf16 and not native else ''),
-            Finding('memory', value, 'warn' if tight else 'ok', 'use an adapter, precompute_ref_log_probs, or more devices' if tight else '')]
+            Finding('memory', value, 'warn' if tight else 'ok', 'use an adapter, precompute_ref_log_probs, gradient_checkpointing, smaller batches, or more devices' if tight else '')]
 
 # %% ../../nbs/train/54_doctor.ipynb #d2be0390
 class Diagnosis(list):
