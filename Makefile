@@ -36,8 +36,8 @@ train: $(VENV)/.installed  ## install, then train the embedded model on the embe
 test: notebooks  ## every notebook, then every test
 	@$(MAKE) --no-print-directory pytest
 
-notebooks: $(VENV)/.installed-dev  ## run every notebook as a test
-	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/nbdev_test --do_print
+notebooks: $(VENV)/.installed-dev  ## run every notebook as a test, with the built wheel, outside of this folder
+	OMP_NUM_THREADS=1 $(OFFLINE) $(BIN)/python scripts/test_notebooks.py
 
 pytest: $(VENV)/.installed-dev  ## run only tests/ (ARGS="-k toy")
 	$(OFFLINE) $(BIN)/python -m pytest $(ARGS)

@@ -1,5 +1,5 @@
 "What the scripts and the tests share: the settings, the pages, and every address, all derived from settings.ini."
-import re
+import os, re, shutil, subprocess
 from configparser import ConfigParser
 from pathlib import Path
 from urllib.parse import urlparse
@@ -18,6 +18,17 @@ def pages(root=ROOT):
     "Every notebook of the site, sorted by path."
     nbs = root/'nbs'
     return sorted(p for p in nbs.rglob('*.ipynb') if not any(q.startswith(('.', '_')) for q in p.relative_to(nbs).parts))
+
+
+def copy_checkout(dest, *under, root=ROOT):
+    "Every file that git tracks or would track, of the folders `under` if any are given, at `dest`; builds, environments and training output stay behind."
+    listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard', '--', *under], cwd=root, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split('\0')):
+        src, dst = root/name, dest/name
+        if not os.path.lexists(src): continue  # deleted, not yet committed
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(src, dst, follow_symlinks=False)
+    return dest
 
 
 def unnumbered(name):

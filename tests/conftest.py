@@ -1,23 +1,12 @@
 "What several test files share: a copy of the checkout to change without harm."
-import os, shutil, subprocess, sys
+import os, subprocess, sys
 from pathlib import Path
 
 import pytest
 
-from project import ROOT
+from project import ROOT, copy_checkout
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
-
-
-def copy_checkout(dest):
-    "Every file that git tracks or would track, at `dest`; builds, environments and training output stay behind."
-    listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, listed.split('\0')):
-        src, dst = ROOT/name, dest/name
-        if not os.path.lexists(src): continue  # deleted, not yet committed
-        dst.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(src, dst, follow_symlinks=False)
-    return dest
 
 
 def run(*args, cwd=ROOT, check=True, **env):
