@@ -88,7 +88,7 @@ def relative(a, b): return ((a-b).norm()/a.norm().clamp(min=1e-12)).item()
 @pytest.mark.parametrize('checkpointing', [False, True], ids=['', 'checkpointing'])
 @pytest.mark.parametrize('lora', [False, True], ids=['', 'lora'])
 @pytest.mark.parametrize('name', MODELS)
-def test_equal_loss_and_gradients(name, lora, checkpointing):
+def test_equal_loss_and_gradients(name, lora, checkpointing, monkeypatch):
     model = make(name, lora=lora, checkpointing=checkpointing)
     assert fused_head(model)[0] is not None and not cannot_share(model)
     for seed in range(4):
@@ -97,11 +97,12 @@ def test_equal_loss_and_gradients(name, lora, checkpointing):
         share_prefix(model, False)
         plain = plainly(model, batch, log_p2=True)
         want = loss_and_grads(model, plain, ref)
-        for packed in (False, True):
+        for packed, rows_up_to in ((False, 0), (True, 0), (True, 128)):  # attention in pieces, then in rows
+            monkeypatch.setattr('dpo_nb.data.prefix.rows_up_to', rows_up_to)
             share_prefix(model, packed)
             fast = score(model, batch, log_p2=True)
             got = loss_and_grads(model, fast, ref)
-            assert relative(want[0], got[0]) < 1e-5 and relative(want[1], got[1]) < 1e-5, (seed, packed)
+            assert relative(want[0], got[0]) < 1e-5 and relative(want[1], got[1]) < 1e-5, (seed, packed, rows_up_to)
             assert relative(plain.logps, fast.logps) < 1e-5
             for k in ('entropy', 'mean_logit', 'log_p2'): assert relative(getattr(plain, k), getattr(fast, k)) < 1e-4, k
             assert fast.entropy.requires_grad is False and torch.equal(plain.mask, fast.mask)
@@ -153,6 +154,23 @@ def test_the_trainer_takes_its_shortcuts_in_bf16(tmp_path, monkeypatch):
     t = trainer(tmp_path, load_toy_model(), bf16=True, num_train_epochs=1)
     from dpo_nb.data.prefix import shares_prefix
     assert shares_prefix(t.model) and shares_prefix(t.ref_model) and len(curve(t)) == 2
+
+
+def test_bf16_autocast_does_not_pass_for_an_error_of_sharing(tmp_path):
+    "Whether a model can share is tried in its own precision: rounding to bf16 alone is off by more than what is allowed."
+    from dpo_nb.data.prefix import shares_prefix, sharing_error
+    from dpo_nb.toy import load_toy_tokenizer
+    def large():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(hidden_size=576, intermediate_size=576, num_hidden_layers=8, num_attention_heads=9, num_key_value_heads=3,
+                                             vocab_size=len(load_toy_tokenizer())))
+        with torch.no_grad():
+            for w in model.parameters():
+                if w.ndim > 1: w.normal_(std=.06)
+        return model
+    with torch.autocast('cpu', torch.bfloat16): assert sharing_error(large()) > 1e-3
+    t = trainer(tmp_path, large(), bf16=True, num_train_epochs=1)
+    assert shares_prefix(t.model) and shares_prefix(t.ref_model)
 
 
 def test_who_cannot_share_says_so_and_is_scored_all_the_same():
