@@ -133,4 +133,5 @@ def score_hidden(
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     block = words_at_a_time(len(tokens), kind)
-    return put_back(mask, *FusedLogps.apply(hidden.to(dtype), weight, bias, tokens, scale, softcap, block, stats, log_p2))
+    with torch.autocast(kind, enabled=False): found = FusedLogps.apply(hidden.to(dtype), weight, bias, tokens, scale, softcap, block, stats, log_p2)
+    return put_back(mask, *found)
