@@ -2,7 +2,8 @@
 import json, os, sys
 from pathlib import Path
 
-import torch
+import accelerate.state, torch
+from accelerate.utils import DistributedType
 from peft import LoraConfig
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -27,7 +28,29 @@ RUNS = {  # the name of a run → settings; `resume` goes on from the middle of 
     'synced': dict(sync_ref_model=True, ref_model_sync_steps=2, save_strategy='steps', save_steps=2),
     'resumed': dict(resume='plain', save_strategy='steps', save_steps=2),
     'synced and resumed': dict(resume='synced', sync_ref_model=True, ref_model_sync_steps=2, save_strategy='steps', save_steps=2),
+    'a loss that remembers': dict(loss_type='bco', save_strategy='steps', save_steps=2),
+    'a loss that remembers, resumed': dict(resume='a loss that remembers', loss_type='bco', save_strategy='steps', save_steps=2),
 }
+SPREAD = {  # the way of spreading weights → the runs that are tried with it, and settings
+    'fsdp2': (['plain', 'evaluated', 'lora', 'precomputed', 'synced', 'resumed', 'synced and resumed', 'a loss that remembers, resumed'],
+              dict(gradient_checkpointing=False, fsdp=True, fsdp_config=dict(version=2, reshard_after_forward=True, cpu_ram_efficient_loading=True, activation_checkpointing=True,
+                                                                            state_dict_type='SHARDED_STATE_DICT'))),
+    'zero2': (['plain', 'synced', 'resumed', 'synced and resumed'], dict(gradient_checkpointing=False)),
+    'zero3': (['plain', 'precomputed', 'resumed', 'a loss that remembers, resumed'], dict(gradient_checkpointing=False))}
+
+
+def spread_on_a_cpu(way):
+    "Accelerate spreads weights on GPUs only; told otherwise, it does so on a CPU, by the same code."
+    state, old_state, old_partial = accelerate.state, accelerate.state.AcceleratorState.__init__, accelerate.state.PartialState.__init__
+    def with_fsdp(self, *args, fsdp_plugin=None, **kw):
+        old_state(self, *args, fsdp_plugin=fsdp_plugin, **kw)
+        if fsdp_plugin is None: return
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+        state.PartialState._shared_state['distributed_type'] = DistributedType.FSDP
+    if way == 'fsdp2': state.AcceleratorState.__init__ = with_fsdp
+    if way.startswith('zero'):
+        state.PartialState.__init__ = lambda self, cpu=False, **kw: old_partial(self, cpu=False, **{k: v for k, v in kw.items() if k != 'backend'})
+        state.PartialState._prepare_backend = lambda self, *args: ('gloo', DistributedType.MULTI_CPU)
 
 
 def trainer(folder, out, batch, evals=None, peft_config=None, **kw):
@@ -37,11 +60,12 @@ def trainer(folder, out, batch, evals=None, peft_config=None, **kw):
                       eval_dataset=evals and load_toy_pairs()['test'].select(range(evals)))
 
 
-def history(folder, out, batch, name):
-    "Log history of one of `RUNS`."
-    kw = dict(RUNS[name])
+def history(folder, out, batch, name, where=None, **more):
+    "Log history of one of `RUNS`; `where` notes of what kind the reference's weights are, and keeps the trainer."
+    kw = RUNS[name] | more
     resume = kw.pop('resume', None)
     t = trainer(folder, out/name, batch, **kw)
+    if where is not None: where[name], where['trainer'] = [type(w).__name__ + ' in pieces'*hasattr(w, 'ds_id') for w in t.ref_model.parameters()][-1:] if t.ref_model is not None else [], t
     t.train(resume_from_checkpoint=str(out/resume/'checkpoint-2') if resume else None)
     return t.state.log_history
 
@@ -76,13 +100,25 @@ def sharded(folder, out, rank):
     return dict(logps=logps, loss=loss, grads=grads)
 
 
-if __name__ == '__main__':
-    folder, out = map(Path, sys.argv[1:])
-    seen = {name: history(folder, out, 2, name) for name in RUNS}
-    rank = torch.distributed.get_rank()
-    seen['sharded'] = sharded(folder, out, rank)
-    (out/f'rank{rank}.json').write_text(json.dumps(seen))
+def end(seen, out):
+    (out/f'rank{torch.distributed.get_rank()}.json').write_text(json.dumps(seen))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     sys.stdout.flush()
     os._exit(0)  # not through Python's own end, where gloo's threads now and then call std::terminate
+
+
+if __name__ == '__main__':
+    folder, out, way = Path(sys.argv[1]), Path(sys.argv[2]), (sys.argv+['ddp'])[3]
+    if way == 'ddp':
+        seen = {name: history(folder, out, 2, name) for name in RUNS}
+        end(seen | dict(sharded=sharded(folder, out, torch.distributed.get_rank())), out)
+    spread_on_a_cpu(way)
+    names, more = SPREAD[way]
+    needed = {RUNS[n]['resume'] for n in names if 'resume' in RUNS[n]} - set(names)
+    where, seen = {}, {}
+    for name in (*needed, *names):
+        seen[name] = history(folder, out, 2, name, where, **more)
+        if name == 'plain': where.pop('trainer').save_model(str(out/'whole'))
+    where.pop('trainer', None)
+    end(seen | dict(where=where), out)
