@@ -115,14 +115,15 @@ def live_charts(
     return f'{_style}<div class="dpo-live charts">{"".join(_chart(*c) for c in found if c[2])}</div>' if history else ''
 
 def _chart(heading, unit, lines):
-    key = ''.join(f'<span class="{css}">▬</span> {esc(name)} <b>{number(p[-1][1])}</b> ' for name,css,p in lines)
+    key = ''.join(f'<i class="{css}"></i> {esc(name)} <b>{number(p[-1][1])}</b> ' for name,css,p in lines)
     svg = line_chart(lines, f'{heading} over optimizer steps; now ' + ', '.join(f'{n} {number(p[-1][1])}' for n,_,p in lines), unit, size=(320, 170))
     for c in ('line', 'grid', 'mark', 'cursor'): svg = svg.replace(f'<path class="{c}', f'<path fill="none" stroke="currentColor" class="{c}')  # where styles are not trusted
     return f'<figure><figcaption>{heading}: {key}</figcaption>{svg}</figure>'
 
-_style = ('<style>.dpo-live{font:13px/1.5 sans-serif}.dpo-live.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));gap:0 1rem}.dpo-live figure{margin:0}'
+_style = ('<style>.dpo-live,.dpo-live table{font:13px/1.5 sans-serif}.dpo-live.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));gap:0 1rem}.dpo-live figure{margin:0}'
           '.dpo-live svg text{font-size:11px;fill:currentColor}.dpo-live .line{fill:none;stroke-width:1.8}.dpo-live .grid{stroke-opacity:.15}.dpo-live .cursor{display:none}'
-          '.dpo-live .train,.dpo-live .chosen{stroke:#0072b2;color:#0072b2}.dpo-live .held{stroke:#8b5000;color:#8b5000;stroke-dasharray:2 2}.dpo-live .rejected{stroke:#c44e00;color:#c44e00;stroke-dasharray:5 3}'
+          '.dpo-live i{display:inline-block;width:1.8em;vertical-align:middle;border-top:2px solid}.dpo-live .train,.dpo-live .chosen{stroke:#2f86c9;border-color:#2f86c9}'
+          '.dpo-live .held{stroke:#a8792b;border-color:#a8792b;stroke-dasharray:2 2;border-top-style:dotted}.dpo-live .rejected{stroke:#d9620c;border-color:#d9620c;stroke-dasharray:5 3;border-top-style:dashed}'
           '.dpo-live .tokens{white-space:pre-wrap}' + ''.join(f'.dpo-live .p{k}{{background:rgb(0 133 88/.{8*k:02})}}.dpo-live .n{k}{{background:rgb(128 62 168/.{8*k:02})}}' for k in range(1, 9)) + '</style>')
 
 # %% ../../nbs/train/59_live.ipynb #04093050
