@@ -5,8 +5,9 @@
 
 The models are Llamas of random weights and 20 to 135 million parameters, and SmolLM2 where scripts/smollm2.py has put it. A process first trains
 the embedded toy for a step, so that all libraries are loaded and have what they need; what it holds then is its base, and what the training of the
-case adds at its peak is the number. Blocks above 1 MB are given back to the system when they are freed
-(MALLOC_MMAP_THRESHOLD_=1048576), which shows what the tensors need; some cases run once more without, as the C library by itself keeps much in stock. nbs/guides/75_speed_and_memory.ipynb holds it against what is computed from the shape.
+case adds at its peak is the number. Blocks above 1 MB (above 64 kB where tensors are small) are given back to the system when they are freed, by way
+of MALLOC_MMAP_THRESHOLD_, which shows what the tensors need; some cases run once more without, as the C library by itself keeps much in stock.
+nbs/guides/75_speed_and_memory.ipynb holds the numbers against what is computed from the shape.
 """
 import argparse, datetime as dt, json, os, random, subprocess, sys, tempfile
 from pathlib import Path
@@ -15,14 +16,15 @@ from bench_trl import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = dict(hidden=384, inner=1024, layers=8, vocab=32_000, batch=2, prompt=200, answer=200, steps=2)  # 28 million weights
+SMALL = dict(bf16=True, above=2**16)  # tensors of less than 1 MB
 SMOL = dict(model='smollm2', batch=2, prompt=200, answer=200, steps=2)
 CASES = {
     'base': BASE | dict(kept=True),
     'vocabulary 128k': BASE | dict(vocab=128_000), 'untied': BASE | dict(tied=False), 'wide': BASE | dict(hidden=768, inner=2048, kept=True),
-    'not checkpointed, batch 8': BASE | dict(checkpointing=False, batch=8, kept=True), 'bf16': BASE | dict(bf16=True), 'bf16, not checkpointed, batch 8': BASE | dict(bf16=True, checkpointing=False, batch=8),
-    'batch 8': BASE | dict(batch=8), 'deep': BASE | dict(layers=24), 'bf16, batch 8': BASE | dict(bf16=True, batch=8),
+    'not checkpointed, batch 8': BASE | dict(checkpointing=False, batch=8, kept=True), 'bf16': BASE | SMALL, 'bf16, not checkpointed, batch 8': BASE | dict(bf16=True, checkpointing=False, batch=8),
+    'batch 8': BASE | dict(batch=8), 'deep': BASE | dict(layers=24), 'bf16, batch 8': BASE | SMALL | dict(batch=8),
     'LoRA, wide': BASE | dict(lora=16, hidden=768, inner=2048), 'LoRA, not checkpointed': BASE | dict(lora=16, checkpointing=False, batch=4),
-    'LoRA, bf16, deep': BASE | dict(lora=16, layers=24, bf16=True),
+    'LoRA, bf16, deep': BASE | SMALL | dict(lora=16, layers=24),
     'precomputed': BASE | dict(precompute=True), 'precomputed, bf16, wide': BASE | dict(precompute=True, bf16=True, hidden=768, inner=2048),
     'long answers': BASE | dict(answer=1500), 'long prompts': BASE | dict(prompt=1500),
     'SmolLM2': SMOL | dict(kept=True), 'SmolLM2, bf16': SMOL | dict(bf16=True), 'SmolLM2, LoRA': SMOL | dict(lora=16),
@@ -88,10 +90,10 @@ def work(name):
 
 
 def case(name, returned):
-    "One case in a process of its own; `returned`: the C library gives every block above 1 MB back when it is freed."
+    "One case in a process of its own; `returned`: the C library gives large blocks back when they are freed."
     done = subprocess.run([sys.executable, __file__, '--worker', name], capture_output=True, text=True, stdin=subprocess.DEVNULL,
                           env=os.environ | dict(HF_HUB_OFFLINE='1', PYTHONPATH=str(ROOT), OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS', '1'))
-                          | (dict(MALLOC_MMAP_THRESHOLD_=str(2**20)) if returned else {}))
+                          | (dict(MALLOC_MMAP_THRESHOLD_=str(CASES[name].get('above', 2**20))) if returned else {}))
     if done.returncode: sys.exit(f'{name!r} failed\n{done.stderr[-3000:]}')
     return json.loads(done.stdout.strip().splitlines()[-1])
 

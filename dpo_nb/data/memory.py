@@ -38,7 +38,8 @@ def step_moments(
     "What a training step with Adam holds at four moments."
     c, size = model.config.get_text_config(), lambda ps: sum(p.numel()*p.element_size() for p in ps)
     every, trained = list(model.parameters()), [p for p in model.parameters() if p.requires_grad]
-    ends = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}.values()  # one, if they are tied
+    ends = [getattr(m, 'weight', None) for m in (model.get_input_embeddings(), model.get_output_embeddings())]
+    ends = list({id(w): w for w in ends if w is not None}.values())     # one, if they are tied
     words, L, T = [p for p in ends if p.requires_grad], c.num_hidden_layers, sum(map(sum, parts))
     scored = sum(a+b for _,a,b in parts) if scored is None else scored
     one, rows, inner = layer_bytes(c, parts, bf16), 4*T*c.hidden_size, 8*T*(getattr(c, 'intermediate_size', None) or 4*c.hidden_size)
