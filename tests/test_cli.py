@@ -340,7 +340,16 @@ def test_interrupt(at):
     p.send_signal(signal.SIGINT)
     _, err = p.communicate(timeout=120)
     assert p.returncode == 130, (''.join(seen), err)
-    assert re.fullmatch(r'dpo_nb train: interrupted at step \d+; the last checkpoint is out/checkpoint-\d+, and --resume_from_checkpoint goes on from it', err.strip()), err
+    assert re.fullmatch(r'(note .*\n)?dpo_nb train: interrupted at step \d+; the last checkpoint is out/checkpoint-\d+, and --resume_from_checkpoint goes on from it', err.strip()), err
+
+
+def test_what_stops_names_a_checkpoint_that_is_whole(tmp_path):
+    from dpo_nb.cli import _where_to_go_on
+    from dpo_nb.toy import load_toy_model
+    for step in (2, 4): load_toy_model().save_pretrained(tmp_path/f'checkpoint-{step}')
+    (tmp_path/'checkpoint-2'/'trainer_state.json').write_text('{}')  # it is written last, so that of step 4 was not finished
+    job = SimpleNamespace(trainer=SimpleNamespace(args=SimpleNamespace(output_dir=str(tmp_path)), state=SimpleNamespace(global_step=4)))
+    assert _where_to_go_on(job) == f' at step 4; the last checkpoint is {tmp_path}/checkpoint-2, and --resume_from_checkpoint goes on from it'
 
 
 def test_the_embedded_example_learns(tmp_path):
