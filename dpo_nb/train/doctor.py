@@ -401,7 +401,7 @@ def dead_sign(
     if not math.isfinite(e.get('grad_norm') or 0.): return f"the gradient of step {e['step']} is {e['grad_norm']}, though the loss is {e['loss']:.4g}: lower the learning rate; in fp16 such a step is skipped, otherwise the weights are broken from here on"
     if len(log) >= 3 and e['step']-log[0]['step'] >= steps+warmup and all(abs(x['loss']-first) <= abs(first)/500 for x in log):
         return f"the loss has been {first:.4f} for {e['step']} steps: {stuck_because(e, beta)}"
-    done = lambda x: x.get('objective/accuracies', x.get('rewards/accuracies', 0)) > .999 and x['loss'] < first/20
+    done = lambda x: x.get('objective/accuracies', x.get('rewards/accuracies', 0)) > .999 and x['loss'] < first/20 and x.get('rewards/margins', math.inf) > 5
     if len(log) >= 4 and e['step'] <= early+warmup and all(map(done, log[-3:])):
         fell = e.get('moved/chosen', 0.) < -50
         return f"after {e['step']} steps every pair is told apart and the loss is {e['loss']:.2g}: " + (f"the chosen answers have lost {-e['moved/chosen']:.0f} nats, so the learning rate is too large" if fell else
