@@ -211,9 +211,9 @@ def _complain(text, code, command=' train'):
     return code
 
 def _where_to_go_on(job):
-    from transformers.trainer_utils import get_last_checkpoint
+    from dpo_nb.train.survival import newest_checkpoint
     out, step = job.trainer.args.output_dir, job.trainer.state.global_step
-    last = get_last_checkpoint(out) if Path(out).is_dir() else None
+    last = newest_checkpoint(out) if Path(out).is_dir() else None  # a whole one, unlike the newest by name
     return f" at step {step}" + (f"; the last checkpoint is {last}, and --resume_from_checkpoint goes on from it" if last else ', before the first checkpoint')
 
 # %% ../nbs/train/58_cli.ipynb #e5d4a43c
