@@ -243,7 +243,7 @@ def test_axe_finds_nothing(chromium, served, scheme):
     found, axe = [], (files('axe_playwright_python')/'axe.min.js').read_text(encoding='utf-8')
     rules = "" if scheme == 'light' else ", runOnly: ['color-contrast']"
     with tab(chromium, scheme=scheme) as t:
-        for page in ('index', 'tour', 'losses/ipo', 'data/collator', 'train/metrics', 'train/report', 'explain/gallery', 'explain/questions', 'labs/frontier', '404'):
+        for page in ('index', 'tour', 'losses/ipo', 'data/collator', 'train/metrics', 'train/report', 'explain/gallery', 'explain/questions', 'explain/gradient_zoo', 'explain/reading_a_run', 'token_view', 'data/batch_view', 'labs/frontier', '404'):
             t.goto(f'{served}/{page}.html')
             t.wait_for_function("s => document.documentElement.classList.contains('quarto-dark') === (s === 'dark')", arg=scheme)
             t.evaluate(axe)
@@ -371,3 +371,186 @@ def test_explorers_show_the_numbers_they_hold(chromium, served, site):
                         if len(got) != len(want) or not all(same) or shown != held['settings'][k]: off.append(f'{page}: setting {k}, point {i}: {shown} {got}, held {held["settings"][k]} {want}')
                 if len(lines) < min(settings_, 2): off.append(f'{page}: the curve does not change with the setting')
     assert figures > 20 and not off, '\n'.join(off)
+
+
+@contextmanager
+def quiet_tab(chromium, url, width=375):
+    "A phone's tab in which nothing may go wrong while a figure is played with."
+    wrong = []
+    with tab(chromium, width=width) as t:
+        t.on('console', lambda m: m.type in ('error', 'warning') and wrong.append(m.text))
+        t.on('pageerror', lambda e: wrong.append(str(e)))
+        t.goto(url)
+        yield t
+        assert not t.evaluate(CUT), 'sticks out after use'
+    assert not wrong, wrong
+
+
+def held_by(figure): return json.loads(figure.locator('script[type="application/json"]').text_content())
+
+
+def numbers(text): return [float(n.replace('−', '-')) for n in re.findall(r'[+−]?\d+(?:\.\d+)?(?:e-?\d+)?', text)]
+
+
+def test_token_view_shows_the_numbers_it_holds(chromium, served):
+    "Every checkpoint of every pair: sums, words, colours; a token says its number, by pointer and by key."
+    with quiet_tab(chromium, f'{served}/token_view.html') as t:
+        figure = t.locator('figure.dpo-tokens')
+        held, slider = held_by(figure), figure.locator('input')
+        for p, pair in enumerate(held['pairs']):
+            figure.locator('select').select_option(str(p))
+            assert int(slider.input_value()) == len(pair['steps']) - 1, 'a pair begins at its last checkpoint'
+            for k, step in enumerate(pair['steps']):
+                slider.fill(str(k))
+                assert numbers(figure.locator('.sums').inner_text()) == pytest.approx([step, *pair['sums'][k]])
+                assert figure.locator('p output').inner_text() == str(step)
+                for side in ('chosen', 'rejected'):
+                    shown = figure.locator(f'.{side} span').evaluate_all('all => all.map(e => [e.textContent, e.className, e.dataset.r])')
+                    assert [w for w, *_ in shown] == [w.lstrip(' ') or w for w in pair[side]]
+                    assert [numbers(r)[0] for *_, r in shown] == pair['r'][k][side]
+                    for (_, css, _), r in zip(shown, pair['r'][k][side]):
+                        shade = int(8*min(1, abs(r)/held['limit']) + .5)
+                        assert css == ' '.join(['t', *([('p' if r > 0 else 'n') + str(shade)] if shade else [])])
+        words = figure.locator('.rejected span')
+        words.nth(3).hover()
+        assert figure.locator('.say').inner_text().startswith('rejected token 4 of')
+        words.first.focus()
+        t.keyboard.press('End')
+        last = held['pairs'][-1]
+        assert numbers(figure.locator('.say').inner_text())[-1] == last['r'][-1]['rejected'][-1]
+        assert [e.evaluate('e => e.tabIndex') for e in (words.first, words.last)] == [-1, 0], 'an answer is one stop of the Tab key'
+
+
+def test_batch_view_shows_what_the_collator_made(chromium, served):
+    with quiet_tab(chromium, f'{served}/data/batch_view.html') as t:
+        figure = t.locator('figure.dpo-batch')
+        held, written = held_by(figure), dict(ids='ids', attention='attention', completion='completion', position='position')
+        for k, setting in enumerate(held['settings']):
+            figure.locator('input').fill(str(k))
+            for layout in ('padded', 'packed'):
+                figure.locator('.lay').select_option(layout)
+                assert figure.locator('.said').inner_text() == setting['said'][layout]
+                for what, key in written.items():
+                    figure.locator('.what').select_option(what)
+                    cells = figure.locator('.box tr').evaluate_all('all => all.map(r => [...r.querySelectorAll("td")].map(e => e.textContent.trim()))')
+                    assert cells == [['' if v is None else str(v).strip() for v in row[key]] for row in setting[layout]], (setting['name'], layout, what)
+        figure.locator('.what').select_option('text')
+        words = [held['words'][str(i)] for i in held['settings'][-1]['packed'][0]['ids']]
+        assert figure.locator('.box tr').first.locator('td').evaluate_all('all => all.map(e => e.textContent)') == words
+
+
+def test_run_view_has_one_cursor(chromium, served):
+    "The slider, and a pointer in any panel, move the cursor of all panels; each run says its logged numbers."
+    with quiet_tab(chromium, f'{served}/explain/reading_a_run.html') as t:
+        figure = t.locator('figure.dpo-runs')
+        held, slider = held_by(figure), figure.locator('input')
+        for i in (0, 7, len(held['steps']) - 1):
+            slider.fill(str(i))
+            for q, run in enumerate(held['runs']):
+                c = run['curves']['held-out']
+                got = numbers(figure.locator(f'[data-run="{q}"] .now').inner_text())
+                want = [c['steps'][i], c['loss'][i], c['accuracy'][i], c['chosen'][i] - c['rejected'][i], c['chosen'][i], c['rejected'][i]]
+                assert got == pytest.approx(want, rel=.01, abs=6e-4)
+        cursors = lambda: set(figure.locator('.cursor').evaluate_all('all => all.map(e => e.getAttribute("x1"))'))
+        before = cursors()
+        panel = figure.locator('svg').nth(1)
+        panel.scroll_into_view_if_needed()
+        panel.hover()
+        assert len(cursors()) == len(before) == 1 and cursors() != before and int(slider.input_value()) not in (0, len(held['steps']) - 1)
+
+
+def test_brush_says_who_is_pushed(chromium, served):
+    "Sliders and a drag mark a stretch; the table holds the mean of every curve there."
+    for page in ('brush_and_trails', 'explain/gradient_zoo'):
+        with quiet_tab(chromium, f'{served}/{page}.html') as t:
+            figure = t.locator('figure.dpo-brush')
+            held = held_by(figure)
+
+            def check():
+                i, j = sorted(int(figure.locator(f'.{c}').input_value()) for c in ('from', 'to'))
+                rows = figure.locator('tbody tr').evaluate_all('all => all.map(r => [r.children[1].textContent, r.children[2].textContent])')
+                for y, (mean, word) in zip(held['y'], rows, strict=True):
+                    want = sum(y[i:j+1])/(j - i + 1)
+                    assert numbers(mean)[0] == pytest.approx(want, rel=.006, abs=6e-4)
+                    assert word == held['words'][0 if want > held['still'] else 2 if want < -held['still'] else 1] or abs(abs(want) - held['still']) < 1e-3
+                return i, j
+
+            check()
+            for i, j in ((0, 30), (100, 60), (120, 120)):
+                figure.locator('.from').fill(str(i))
+                figure.locator('.to').fill(str(j))
+                assert check() == tuple(sorted((i, j)))
+            svg = figure.locator('svg[role=img]')
+            svg.scroll_into_view_if_needed()
+            box = svg.bounding_box()
+            t.mouse.move(box['x'] + .4*box['width'], box['y'] + .5*box['height'])
+            t.mouse.down()
+            t.mouse.move(box['x'] + .8*box['width'], box['y'] + .5*box['height'])
+            t.mouse.up()
+            i, j = check()
+            assert j - i > 40
+
+
+def test_trails_stay_under_the_frontier(chromium, served):
+    with quiet_tab(chromium, f'{served}/labs/frontier.html') as t:
+        figure = t.locator('figure.dpo-trails')
+        held = held_by(figure)
+        assert all(s is None or s <= 1.0005 for path in held['share'] for s in path)
+        for k, name in enumerate(held['names'][:4]):
+            figure.locator('select').select_option(str(k))
+            for j in (0, 5, len(held['steps']) - 1):
+                figure.locator('input').fill(str(j))
+                said, (a, b), share = figure.locator('.said').inner_text(), held['paths'][k][j], held['share'][k][j]
+                assert said.startswith(f'{name}, step {held["steps"][j]}: ')
+                got = numbers(said.removeprefix(f'{name}, step {held["steps"][j]}:'))
+                assert got == pytest.approx([a, b] + ([] if share is None else [round(100*share)]), rel=.006, abs=1.01 if share else 6e-4)
+        svg = figure.locator('svg')
+        svg.scroll_into_view_if_needed()
+        svg.click()
+        c = figure.locator('circle')
+        box, dot = svg.bounding_box(), c.bounding_box()
+        assert math.hypot(dot['x'] - box['x'] - box['width']/2, dot['y'] - box['y'] - box['height']/2) < .4*box['width']
+
+
+@pytest.mark.parametrize('page', ['losses/hinge', 'losses/sigmoid', 'explain/beta'])
+def test_a_pair_can_be_dragged_along_the_curve(chromium, served, page):
+    with quiet_tab(chromium, f'{served}/{page}.html') as t:
+        figure = t.locator('figure:has(input[type=range])').first
+        slider, svg = figure.locator('input[type=range]').last, figure.locator('svg').first
+        svg.scroll_into_view_if_needed()
+        box, seen = svg.bounding_box(), []
+        t.mouse.move(box['x'] + .3*box['width'], box['y'] + .5*box['height'])
+        t.mouse.down()
+        for share in (.3, .6, .9):
+            t.mouse.move(box['x'] + share*box['width'], box['y'] + .5*box['height'])
+            seen.append((int(slider.input_value()), svg.locator('circle').get_attribute('cx'), tuple(figure.locator('td').all_inner_texts())))
+        t.mouse.up()
+        t.mouse.move(box['x'] + .4*box['width'], box['y'] + .5*box['height'])
+        assert seen == sorted(seen, key=lambda s: s[0]) and len({s[0] for s in seen}) == len({s[2] for s in seen}) == 3
+        assert int(slider.input_value()) == seen[-1][0], 'moves without being held'
+
+
+def test_text_from_data_stays_text_in_every_view(chromium):
+    "HTML in tokens, prompts, names and titles is shown, never run."
+    from dpo_nb.data.batch_view import batch_view
+    from dpo_nb.data.collator import DataCollatorForPreference
+    from dpo_nb.run_view import run_view
+    from dpo_nb.token_view import token_view
+    evil = '</script><script>document.title="run"</script><img src=x onerror=document.title="run"><b>'
+    words = type('Words', (), {'decode': lambda self, ids: evil})()
+    steps = [dict(step=k, chosen=[.1*k], rejected=[-.1*k]) for k in range(3)]
+    log = [{'step': s, 'loss': .7, 'rewards/chosen': 0., 'rewards/rejected': 0., 'rewards/accuracies': 0.} for s in range(3)]
+    pair = dict(prompt_ids=[1], chosen_ids=[2], rejected_ids=[3])
+    parts = [token_view([dict(prompt=[evil], chosen=[evil], rejected=[evil], steps=steps)]*2, title=evil).html(),
+             batch_view({evil: DataCollatorForPreference(0)([pair]), 'short': DataCollatorForPreference(0, 1)([pair])}, words, title=evil).html(),
+             run_view({evil: log}, notes={evil: [(1, evil)]}, title=evil).html()]
+    with tab(chromium, width=375) as t:
+        t.set_content('<!doctype html><html lang="en"><title>safe</title><body>' + ''.join(parts + parts))
+        for control in t.locator('input').all():
+            control.focus()
+            t.keyboard.press('ArrowLeft')
+            t.keyboard.press('ArrowRight')
+        for menu in t.locator('select').all(): menu.select_option(index=1)
+        for word in t.locator('.dpo-tokens span').all(): word.hover()
+        assert t.title() == 'safe' and t.locator('img, b b').count() == 0 and t.locator('figure').count() == 6
+        assert t.locator('.dpo-tokens .chosen span').first.text_content() == evil
