@@ -83,8 +83,8 @@ def test_a_long_book_is_quick():
 
 def test_jsonl_of_the_suspects(tmp_path):
     l = Ledger()
-    for e in range(3): l.add([0, 1, 2, 3], e, [e*1., -e*1., e*1., e*1.])
+    for e in (1., 2., 3.): l.add([0, 1, 2, 3], e, [e, -e, e, e])
     d = Dataset.from_dict(dict(chosen=['a', '<script>', 'ü', 'b'], rejected=['d', 'e', 'f', 'g']))
     suspicious(l, d).to_json(tmp_path/'s.jsonl')
     line, = [json.loads(x) for x in (tmp_path/'s.jsonl').read_text().splitlines()]
-    assert (line['row'], line['chosen'], line['verdict']) == (1, '<script>', 'probably mislabelled') and line['margin'] == -1.5
+    assert (line['row'], line['chosen'], line['verdict']) == (1, '<script>', 'probably mislabelled') and line['margin'] == -2.5

@@ -5,7 +5,12 @@ from html.parser import HTMLParser
 import pytest
 from project import ROOT
 
-from dpo_nb.train.report import curves, esc, pair_tokens, render_report, shade, thin, ticks, token_rewards, verdict, write_report
+from datasets import Dataset
+
+from dpo_nb.train.doctor import Finding
+from dpo_nb.train.ledger import Ledger
+from dpo_nb.train.report import (code_block, curves, doctor_table, epoch_ends, esc, generations, ledger_table, pair_tokens, render_report, saturates, shade, thin, ticks,
+                                 token_rewards, verdict, write_report)
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -18,7 +23,7 @@ HOSTILE = ['<script>alert(1)</script>', '</style><script>alert(2)</script>', '</
 
 class Page(HTMLParser):
     "A page's elements, attributes and text; fails on an element that is not closed in order, or an id that repeats."
-    void = {'meta', 'link', 'wbr'}
+    void = {'meta', 'link', 'wbr', 'input', 'br'}
 
     def __init__(self, text):
         super().__init__()
@@ -55,12 +60,23 @@ LOG = [eval_row(0, math.log(2))] + [r for s in range(1, 41) for r in [train_row(
       [{'train_runtime': 12.3, 'train_loss': .6, 'step': 40}]
 
 
+def the_parts(word):
+    "Doctor, ledger, generations and code with `word` wherever a text can stand."
+    book, stored = Ledger(), word.encode('utf-8', 'replace').decode()  # a dataset holds no half characters
+    for e in (1., 2., 3.): book.add(range(12), e, [e*(-1)**(i == 3)*(1+i/10) for i in range(12)])
+    rows = Dataset.from_dict({k: [f'{stored} {k} {i}' for i in range(12)] for k in ('prompt', 'chosen', 'rejected')})
+    found = [Finding(word, word), Finding('second', word, 'warn', word), Finding('third', word, 'fail', word)]
+    return {'Before training': doctor_table(found), 'While training': generations([dict(step=s, prompt=word, text=f'{word} {s//20}') for s in (0, 10, 20)]),
+            'Training pairs': ledger_table(book, rows), 'Load the result': code_block(f'print({word!r})', word)}
+
+
 def a_report(word='word', log=LOG, **more):
     "A report with `word` wherever a text can stand."
-    pair = dict(prompt=word, chosen=[(word, .31), (' '+word+'\n', -.2)], rejected=[(word, -.5), ('', 0.)], chosen_reward=.11, rejected_reward=-.5, margin=.61)
+    steps = [dict(step=0, chosen=[0., 0.], rejected=[0., 0.]), dict(step=20, chosen=[.11, -.3], rejected=[.5, 0.]), dict(step=40, chosen=[.31, -.2], rejected=[-.5, 0.])]
+    pair = dict(prompt=word, chosen=[(word, .31), (' '+word+'\n', -.2)], rejected=[(word, -.5), ('', 0.)], chosen_reward=.11, rejected_reward=-.5, margin=.61, steps=steps)
     sample = dict(prompt=word, before=word, after=word, reward_before=-.5, reward_after=1.)
     unknown = dict(sample, reward_before=None, reward_after=None)
-    kwargs = dict(summary=[(word, word, word), (word, .5)], samples=[sample, unknown], pairs=[pair, pair]) | more
+    kwargs = dict(summary=[(word, word, word), (word, .5)], samples=[sample, unknown], pairs=[pair, pair], parts=the_parts(word)) | more
     return render_report(word, log + [{'step': 40, f'eval_{word}_loss': .5}], {f'key {word}': word, 'beta': .1, 'learning_rate': 1e-5}, **kwargs)
 
 
@@ -75,7 +91,7 @@ def test_well_formed_and_accessible():
     assert attrs('html')[0]['lang'] == 'en' and any(a.get('name') == 'viewport' for a in attrs('meta'))
     assert all(a.get('aria-label') or a.get('aria-hidden') for a in attrs('svg'))
     assert all(a.get('scope') for a in attrs('th'))
-    anchors, ids = {a['href'][1:] for a in attrs('a')}, {a.get('id') for _, b in page.attrs for a in [dict(b)]}
+    anchors, ids = {a['href'][1:] for a in attrs('a') if a['href'][0] == '#'}, {a.get('id') for _, b in page.attrs for a in [dict(b)]}
     assert anchors and anchors <= ids
     tokens = [a for a in attrs('span') if a.get('class', '').split()[:1] == ['t']]
     assert len(tokens) == 8 and all(a['tabindex'] == '0' and re.fullmatch(r'[+−]\d+\.\d+', a['title']) for a in tokens)
@@ -93,7 +109,8 @@ def test_no_reference_to_anything_outside():
     page = Page(text)
     assert 'http://' not in text and 'https://' not in text and '@import' not in text and 'url(' not in text
     loads = [(t, k, v) for t, a in page.attrs for k, v in a if k in ('src', 'href', 'srcset', 'data', 'action', 'poster', 'xlink:href', 'style') or k.startswith('on')]
-    assert all(k == 'href' and (v.startswith('#') or v == 'data:,') for _, k, v in loads), loads
+    saved = [v for _, k, v in loads if k == 'href' and v.startswith('data:application/x-ndjson;base64,')]
+    assert len(saved) == 1 and all(k == 'href' and (v.startswith('#') or v == 'data:,' or v in saved) for _, k, v in loads), loads
 
 
 def test_policy_names_the_one_script_and_the_one_sheet():
@@ -436,6 +453,7 @@ def test_pointer_and_keys_read_the_chart(tab, tmp_path):
     svg = chart.locator('svg[data-lines]')
     drawn = json.loads(svg.get_attribute('data-lines'))
     assert said()[:2] == ['40', '0.490']
+    svg.scroll_into_view_if_needed()
     box, (x0, x1, left, right, width) = svg.bounding_box(), json.loads(svg.get_attribute('data-axis'))
     tab.mouse.move(box['x'] + box['width']*(left + (20-x0)/(x1-x0)*(right-left))/width, box['y'] + 60)
     assert said()[:3] == ['20', dict(map(tuple, drawn[0][1]))[20], '0.610']
@@ -470,3 +488,65 @@ def test_it_works_inside_a_frame_without_an_address(tab, tmp_path):
     frame.locator('nav a').last.click()
     assert frame.url == 'about:srcdoc' and frame.evaluate('scrollY') > 400
     assert tab.noted == [] and tab.asked == [path.as_uri()]
+
+
+def test_epochs_and_plateaus():
+    assert epoch_ends([train_row(s) for s in range(1, 31)]) == [(10, 'epoch 1'), (20, 'epoch 2')] and epoch_ends([{'loss': 1.}]) == []
+    rng = random.Random(2)
+    for _ in range(100):
+        points = [(s, rng.random()) for s in range(rng.randrange(0, 9))]
+        at = saturates(points)
+        assert at is None or min(v for s, v in points if s >= at) >= max(v for _, v in points)-.02-1e-6
+
+
+def at(tab, tmp_path, **more):
+    path = tmp_path/'report.html'
+    path.write_text(a_report(**more), encoding='utf-8')
+    tab.goto(path.as_uri())
+
+
+def test_slider_moves_numbers_and_shades(tab, tmp_path):
+    at(tab, tmp_path)
+    pair, slider, out = tab.locator('.pair').first, tab.locator('.moments input'), tab.locator('.moments output')
+    seen = lambda: [pair.locator('h3').inner_text(), *(t.get_attribute('title') for t in pair.locator('.tokens .t').all())]
+    last = seen()
+    assert slider.is_visible() and out.inner_text() == '40' and 'margin +0.610 ✓' in last[0] and last[1] == '+0.310'
+    slider.focus()
+    for _ in range(2): tab.keyboard.press('ArrowLeft')
+    assert out.inner_text() == '0' and slider.get_attribute('aria-valuetext') == 'step 0' and 'margin 0 ✗' in seen()[0] and set(t[1:] for t in seen()[1:]) == {'0.000'}
+    assert [t.get_attribute('class') for t in pair.locator('.tokens .t').all()] == ['t']*4
+    tab.keyboard.press('End')
+    assert seen() == last and tab.noted == []
+
+
+def test_tables_are_sorted_by_keyboard(tab, tmp_path):
+    at(tab, tmp_path)
+    table = tab.locator('table.ledger')
+    pairs = lambda: [c.inner_text() for c in table.locator('tbody th').all()]
+    assert pairs()[0] == '3' and len(pairs()) == 12  # the lowest margin
+    table.locator('thead button', has_text='Margin').focus()
+    tab.keyboard.press('Enter')
+    assert pairs()[0] == '3' and table.locator('th[aria-sort=ascending]').inner_text().startswith('Margin')
+    tab.keyboard.press('Enter')
+    assert pairs()[0] == '11' and pairs()[-1] == '3' and table.locator('th[aria-sort=descending]').count() == 1
+    table.locator('thead button', has_text='Pair').click()
+    assert pairs() == [str(i) for i in range(12)]
+    doctor = tab.locator('table.doctor')
+    assert [r.get_attribute('class') for r in doctor.locator('tbody tr').all()] == ['fail', 'warn', 'ok'] and tab.noted == []
+
+
+def test_suspects_can_be_saved_and_code_copied(tab, tmp_path):
+    at(tab, tmp_path, word='Grüße <b>')
+    with tab.expect_download() as got: tab.locator('a[download]').click()
+    line, = [json.loads(l) for l in open(got.value.path(), encoding='utf-8')]
+    assert (line['row'], line['chosen'], line['verdict'], got.value.suggested_filename) == (3, 'Grüße <b> chosen 3', 'probably mislabelled', 'suspicious.jsonl')
+    tab.locator('.code button').click()
+    tab.wait_for_function("document.querySelector('.code button').textContent != 'Copy'")
+    assert tab.evaluate('getSelection().toString()') == "print('Grüße <b>')"
+
+
+def test_the_embedded_size_stays_small():
+    long = ' '.join(['word']*60)
+    book = Ledger(); book.add(range(2000), 0, [1.]*2000)
+    rows = Dataset.from_dict({k: [long]*2000 for k in ('prompt', 'chosen', 'rejected')})
+    assert len(ledger_table(book, rows)) < 500_000

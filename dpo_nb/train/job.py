@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['embedded', 'ScriptArguments', 'ModelArguments', 'lora_config', 'quantization', 'load_pairs', 'pick_splits',
            'load_mixture', 'load_data', 'load_policy', 'LogLines', 'Job', 'build_job', 'describe_job', 'answer_prompts',
-           'measure_reviews', 'probe', 'compare', 'clear_output', 'run_job']
+           'measure_reviews', 'probe', 'compare', 'clear_output', 'watch_tokens', 'how_to_load', 'run_job']
 
 # %% ../../nbs/train/57_job.ipynb #b6ee5e7b
 import importlib.util, json, math, re, shutil
@@ -28,8 +28,9 @@ from ..data.truncate import pair_lengths, truncation_report
 from ..data.vision import DataCollatorForVisionPreference, pair_texts, row_images
 from ..toy import load_toy_pairs, review_reward, sample_reviews, toy_path, toy_prompts
 from .config import DPOConfig
+from .doctor import doctor
 from .forward import score
-from .report import pair_tokens, write_report
+from .report import TokenMoments, code_block, doctor_table, generations, ledger_table, write_report
 from .trainer import DPOTrainer
 
 # %% ../../nbs/train/57_job.ipynb #ab3ddbf0
@@ -253,7 +254,8 @@ class LogLines(ProgressCallback):
 # %% ../../nbs/train/57_job.ipynb #f88d0b33
 embedded = dict(  # settings of the embedded example, where they differ from the defaults
     learning_rate=2e-4, num_train_epochs=1., per_device_train_batch_size=16, per_device_eval_batch_size=50, warmup_steps=10.,
-    beta=0.5, bf16=False, gradient_checkpointing=False, logging_first_step=True, eval_strategy='steps', eval_steps=25, save_steps=50, save_total_limit=2)
+    beta=0.5, bf16=False, gradient_checkpointing=False, logging_first_step=True, eval_strategy='steps', eval_steps=25, save_steps=50, save_total_limit=2,
+    sample_prompts=2, sample_steps=50, sample_max_new_tokens=48)
 
 # %% ../../nbs/train/57_job.ipynb #d5046f18
 @dataclass
@@ -289,6 +291,7 @@ def build_job(
                          quantization_config=quantized, peft_config=lora_config(m))
     for old in (DEFAULT_PROGRESS_CALLBACK, PrinterCallback): trainer.remove_callback(old)
     trainer.add_callback(LogLines())
+    if toy and args.sample_prompts==embedded['sample_prompts']: trainer.samples.say = None  # nobody asked; the report shows them
     return Job(s, m, trainer, train, held)
 
 # %% ../../nbs/train/57_job.ipynb #304482b3
@@ -403,7 +406,8 @@ def _sample(before, after, i):
     return dict(prompt=p if isinstance(p, str) else p[-1]['content'], before=before['texts'][i], after=after['texts'][i], reward_before=reward(before), reward_after=reward(after))
 
 # %% ../../nbs/train/57_job.ipynb #b8c6e802
-_ours = ('checkpoint-*', 'config.json', 'generation_config.json', 'model*.safetensors*', 'adapter_*', 'ref/adapter_*', 'training_args.bin', 'dpo_nb.json', 'trainer_state.json', 'report.html')
+_ours = ('checkpoint-*', 'config.json', 'generation_config.json', 'model*.safetensors*', 'adapter_*', 'ref/adapter_*', 'training_args.bin', 'dpo_nb.json', 'trainer_state.json', 'report.html',
+         'ledger.json', 'samples.jsonl')
 
 def clear_output(
     folder:Path, # An output folder
@@ -412,6 +416,36 @@ def clear_output(
     found = [p for pattern in _ours for p in sorted(Path(folder).glob(pattern))]
     for p in found: shutil.rmtree(p) if p.is_dir() else p.unlink()
     return [p.relative_to(folder).as_posix() for p in found]
+
+# %% ../../nbs/train/57_job.ipynb #1d8f4e51
+def watch_tokens(
+    job:Job,
+    n:int=6, # Pairs
+)->TokenMoments|None: # None if several processes train
+    "Note the rewards of some tokens while the run goes on."
+    if job.trainer.args.world_size>1: return None
+    moments = TokenMoments(job.trainer, islice(job.rows, n), n)
+    job.trainer.add_callback(moments)
+    return moments
+
+# %% ../../nbs/train/57_job.ipynb #3791b31d
+def how_to_load(
+    job:Job,
+)->list[tuple[str,str]]: # (what for, lines of Python)
+    "Code that fits what was trained."
+    t, out = job.trainer, job.trainer.args.output_dir
+    if t._is_vision_dataset:
+        return [('With pictures, as the model and its processor:', f"from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+                 f"model = AutoModelForImageTextToText.from_pretrained({out!r})\nprocessor = AutoProcessor.from_pretrained({out!r})")]
+    ask = 'Review the lemon cake in a few sentences.' if job.toy else 'Hello!'
+    prompt = repr([dict(role='user', content=ask)] if is_conversational(next(iter(job.rows))) else ask)
+    found = [('To ask it something:', f"from transformers import pipeline\n\nask = pipeline('text-generation', {out!r})\nprint(ask({prompt}, return_full_text=False)[0]['generated_text'])")]
+    if not isinstance(t.model, PeftModel):
+        return found + [('As a model, to train or to measure:', f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained({out!r})\n"
+                         f"tokenizer = AutoTokenizer.from_pretrained({out!r})")]
+    return found + [('As an adapter on its model:', f"from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\nmodel = AutoPeftModelForCausalLM.from_pretrained({out!r})\n"
+                     f"tokenizer = AutoTokenizer.from_pretrained({out!r})"),
+                    ('Merged, so that peft is no longer needed, after the lines above:', f"model.merge_and_unload().save_pretrained({out+'-merged'!r})\ntokenizer.save_pretrained({out+'-merged'!r})")]
 
 # %% ../../nbs/train/57_job.ipynb #420a0ef5
 def run_job(
@@ -423,12 +457,12 @@ def run_job(
     t, out = job.trainer, Path(job.trainer.args.output_dir)
     say(f'{describe_job(job)}\n\n{_legend}\n')
     if job.script.overwrite_output_dir and t.is_world_process_zero(): clear_output(out)
-    before = probe(job)
+    before, findings, moments = probe(job), [] if resume or t.args.world_size>1 else doctor(t), watch_tokens(job)
     seconds = t.train(resume_from_checkpoint=resume).metrics['train_runtime']
     numbers, samples = compare(before, probe(job), _held_out(t), job.script.num_samples)
     say('\n'.join([f'{t.state.global_step} steps; training took {seconds:.0f} s', *_table(numbers), *_texts(samples)]))
     t.save_model(), t.save_state()
-    report = _save_report(job, numbers, samples) if t.is_world_process_zero() else None
+    report = _save_report(job, numbers, samples, findings, moments) if t.is_world_process_zero() else None
     say(f"\nSaved to {out}: the {'adapter' if isinstance(t.model, PeftModel) else 'model'}, its tokenizer, trainer_state.json and report.html\n{_how_to_use(job)}")
     return report
 
@@ -446,12 +480,15 @@ def _texts(samples):
     tag = lambda r: '' if r is None else f'{r:+.2f}  '
     return [l for s in samples for l in ('', _one_line(s['prompt']), *(f"  {k:<8}{tag(s[f'reward_{k}'])}{_one_line(s[k])}" for k in ('before', 'after')))]
 
-def _save_report(job, numbers, samples):
+def _save_report(job, numbers, samples, findings=(), moments=None):
     t, names = job.trainer, dict(model_name_or_path=job.model.model_name_or_path or 'the embedded tiny reviewer', dataset_name=job.script.dataset_name or 'tiny reviews')
     asked = {f.name: getattr(d, f.name) for d in (job.model, job.script) for f in fields(d) if getattr(d, f.name)!=f.default and f.name not in names}
+    book, given = t.ledger, isinstance(job.train, Dataset)
+    parts = {'Before training': doctor_table(findings), 'While training': generations(t.samples.rows) if t.samples else '',
+             'Training pairs': ledger_table(book, job.train) if book is not None and given else '', 'Load the result': ''.join(code_block(code, words) for words,code in how_to_load(job))}
     return write_report(Path(t.args.output_dir)/'report.html', title=f"DPO on {names['dataset_name']}", log_history=t.state.log_history, config=names | asked | t.args.to_dict(),
                         summary=[(what, f'{a} → {b}' if a else b) for what,a,b in numbers] or None, samples=samples or None,
-                        pairs=pair_tokens(t, list(islice(job.rows, 6))) if t.args.world_size==1 else None)
+                        pairs=moments.pairs() if moments else None, parts=parts)
 
 def _how_to_use(job):
     if job.trainer._is_vision_dataset: return f"Load it with AutoModelForImageTextToText and AutoProcessor; the report is {job.trainer.args.output_dir}/report.html"

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['esc', 'number', 'long_text', 'curves', 'thin', 'ticks', 'line_path', 'line_chart', 'figure', 'verdict',
-           'reward_story', 'charts', 'token_rewards', 'pair_tokens', 'shade', 'token_html', 'token_view',
-           'sample_table', 'cards', 'config_table', 'page', 'render_report', 'write_report']
+           'reward_story', 'epoch_ends', 'saturates', 'charts', 'token_rewards', 'pair_tokens', 'TokenMoments', 'shade',
+           'token_html', 'token_view', 'sample_table', 'cards', 'config_table', 'doctor_table', 'ledger_table',
+           'generations', 'code_block', 'page', 'render_report', 'write_report']
 
 # %% ../../nbs/train/56_report.ipynb #8de90d15
 import base64, hashlib, html, json, math, os, re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from importlib.resources import files
@@ -17,10 +19,13 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback
 
 from ..data.truncate import prepare_dataset
 from .config import DPOConfig
 from .forward import score
+from .ledger import Ledger, judge, suspicious
+from .samples import undisturbed
 
 # %% ../../nbs/train/56_report.ipynb #e5569683
 def esc(
@@ -128,6 +133,7 @@ def line_chart(
     unit:str, # Written at the top of the y axis
     marks=(), # (y, text) of horizontal reference lines
     fmt=number, # How a value is written
+    stops=(), # (step, text) of vertical lines
     size:tuple=(420, 230), # Width and height in drawing units, about pixels
 )->str: # An `<svg>` element
     "A line chart as SVG text."
@@ -140,7 +146,11 @@ def line_chart(
     data = json.dumps([[name, [[x, fmt(y)] for x,y in p]] for name,_,p in lines], ensure_ascii=False)
     return (f'<svg viewBox="0 0 {w} {h}" role="img" tabindex="0" aria-label="{esc(title)}" data-axis="{[*xs, *box[:2], w]}" data-lines="{esc(data)}">'
             f'<text x="0" y="11">{unit}</text><text x="{box[1]}" y="{h-4}" text-anchor="end">optimizer step</text>'
-            f'{_frame(X, Y, xs, ys, box, marks, fmt)}{draw}<path class="cursor" d="M0 {box[2]}V{box[3]}" visibility="hidden"/></svg>')
+            f'{_frame(X, Y, xs, ys, box, marks, fmt)}{_stops(X, xs, box, stops)}{draw}<path class="cursor" d="M0 {box[2]}V{box[3]}" visibility="hidden"/></svg>')
+
+def _stops(X, xs, box, stops):
+    "Vertical lines with their words, where the picture has such steps."
+    return ''.join(f'<path class="stop" d="M{X(s):.1f} {box[2]}V{box[3]}"/><text x="{X(s)+3:.1f}" y="{box[2]+9}">{esc(text)}</text>' for s,text in stops if xs[0] < s < xs[1])
 
 def _scale(lo, hi, a, b): return lambda v: a + (v-lo)/(hi-lo)*(b-a)
 
@@ -219,6 +229,27 @@ def reward_story(
     if r >= 0: return f'Both kinds of answer became more likely, the chosen more so {ends}.'
     return f'Both kinds of answer became less likely, the rejected more so {ends}. The loss sees only their difference, so this is common, and a reason to read the samples.'
 
+# %% ../../nbs/train/56_report.ipynb #f84f8590
+def epoch_ends(
+    log_history:list, # `trainer.state.log_history`
+)->list[tuple]: # (step, text)
+    "The last step of each epoch but the last, as far as the log tells."
+    seen = [(r['step'], r['epoch']) for r in log_history if r.get('epoch') and r.get('step')]
+    if not seen: return []
+    step, epoch = seen[-1]
+    return [(step*k/epoch, f'epoch {k}') for k in range(1, math.ceil(epoch-1e-6))][:20]
+
+def saturates(
+    points:list[tuple], # (step, accuracy) as from `curves`
+    near:float=.02, # How near its best
+)->float|None: # Step; None if that was only in the last quarter, or never
+    "From which step on a curve stayed near its best."
+    values = [(s, v) for s,v in points if math.isfinite(v)]
+    if len(values) < 4: return None
+    best = max(v for _,v in values)
+    late = next((i for i in range(len(values)) if all(v >= best-near-1e-9 for _,v in values[i:])), None)
+    return None if late is None or values[late][0] > values[0][0]+.75*(values[-1][0]-values[0][0]) else values[late][0]
+
 # %% ../../nbs/train/56_report.ipynb #34cc87a1
 def charts(
     log_history:list, # `trainer.state.log_history`
@@ -227,12 +258,15 @@ def charts(
     "All curves of a run."
     def lines(key, css=''): return sorted([(n, ('train ' if n=='training' else 'held ')+css, p) for n,p in curves(log_history, key).items()], key=lambda l: l[0]!='training')
     sides = [(f'{side}, {n}', css, p) for side in ('chosen', 'rejected') for n,css,p in lines(f'rewards/{side}', side)]
-    ln2, unit, small = _is_sigmoid(config), 'reward: β · nats', dict(size=(310, 160))
+    ln2, unit, small, ends = _is_sigmoid(config), 'reward: β · nats', dict(size=(310, 160)), epoch_ends(log_history)
+    flat = next((s for n,p in curves(log_history, 'rewards/accuracies').items() if n!='training' and (s := saturates(p)) is not None), None)
+    plateau = '' if flat is None else f' From step {number(flat)} on, the held-out accuracy stays within 2 points of its best.'
     return '<div class="charts">' + ''.join([
-        figure('Loss', lines('loss'), 'nats' if ln2 else 'loss', 'A policy that equals its reference has the loss ln 2.' if ln2 else '', marks=[(math.log(2), 'ln 2')]*ln2),
-        figure('Accuracy', lines('rewards/accuracies'), 'share of pairs', 'Pairs with a positive margin. A tie counts as wrong, so it starts at 0.', marks=[(.5, 'chance')], fmt=_share),
-        figure('Margin', lines('rewards/margins'), unit, 'Chosen minus rejected reward, mean over pairs.', marks=[(0, '')]),
-        figure('Rewards', sides, unit, esc(reward_story(log_history)), marks=[(0, '')])]) + '</div><div class="charts small">' + ''.join([
+        figure('Loss', lines('loss'), 'nats' if ln2 else 'loss', 'A policy that equals its reference has the loss ln 2.' if ln2 else '', marks=[(math.log(2), 'ln 2')]*ln2, stops=ends),
+        figure('Accuracy', lines('rewards/accuracies'), 'share of pairs', 'Pairs with a positive margin. A tie counts as wrong, so it starts at 0.'+plateau, marks=[(.5, 'chance')], fmt=_share,
+               stops=ends+[(flat, 'plateau')]*(flat is not None)),
+        figure('Margin', lines('rewards/margins'), unit, 'Chosen minus rejected reward, mean over pairs.', marks=[(0, '')], stops=ends),
+        figure('Rewards', sides, unit, esc(reward_story(log_history)), marks=[(0, '')], stops=ends)]) + '</div><div class="charts small">' + ''.join([
         figure('Gradient norm', lines('grad_norm'), 'L2 norm, before clipping', **small), figure('Learning rate', lines('learning_rate'), 'step size', **small)]) + '</div>'
 
 # %% ../../nbs/train/56_report.ipynb #29d181af
@@ -266,19 +300,61 @@ def pair_tokens(
         rows = Dataset.from_list(rows).to_iterable_dataset()  # streamed: no progress bars for a few rows
         rows = prepare_dataset(rows, trainer._tokenizer, max_length=a.max_length, truncation_mode=a.truncation_mode, name='report')
     trainer.model.eval()
-    try: return [_one_pair(trainer, r) for r in rows]
+    try: return [p for r in rows for p in _pairs(trainer, trainer._prepare_inputs(trainer.data_collator([r])))]
     finally: trainer.model.train(was_training)
 
-def _one_pair(trainer, row):
-    "One tokenized row through policy and reference."
-    batch, tok = trainer._prepare_inputs(trainer.data_collator([row])), trainer._tokenizer
+def _pairs(trainer, batch, ref=None):
+    "A batch of tokenized rows through policy and reference; the reference's answer may be known."
     with torch.no_grad(), trainer.compute_loss_context_manager():
-        ref, policy = trainer.ref_scores(trainer.model, batch), score(trainer.model, batch, stats=False)
-    rewards = trainer.args.beta*(policy.logps - ref.logps)  # [2,T-1]
-    chosen, rejected = (token_rewards(tok, ids[m].tolist(), r[m].tolist()) for ids,m,r in zip(batch['input_ids'][:,1:], policy.mask, rewards))
+        ref, policy = trainer.ref_scores(trainer.model, batch) if ref is None else ref, score(trainer.model, batch, stats=False)
+    rewards, B = trainer.args.beta*(policy.logps - ref.logps), len(policy.mask)//2  # [2B,T-1]
+    return [_one_pair(trainer._tokenizer, {k: batch[k][i::B] for k in ('input_ids', 'attention_mask', 'completion_mask')}, policy.mask[i::B], rewards[i::B]) for i in range(B)]
+
+def _one_pair(tok, batch, mask, rewards):
+    "The two rows of one pair in words."
+    chosen, rejected = (token_rewards(tok, ids[m].tolist(), r[m].tolist()) for ids,m,r in zip(batch['input_ids'][:,1:], mask, rewards))
     c, r = (math.fsum(v for _,v in side) for side in (chosen, rejected))
     prompt = batch['input_ids'][0][(batch['attention_mask'][0]==1) & (batch['completion_mask'][0]==0)]  # as the model saw it
     return dict(prompt=tok.decode(prompt, skip_special_tokens=False), chosen=chosen, rejected=rejected, chosen_reward=c, rejected_reward=r, margin=c-r)
+
+# %% ../../nbs/train/56_report.ipynb #63aaa760
+class TokenMoments(TrainerCallback):
+    "The token rewards of a few pairs, noted while the run goes on."
+    def __init__(self,
+        trainer, # A `DPOTrainer`, on one process
+        rows, # As for `pair_tokens`
+        n:int=6, # How many of them
+        most:int=12, # About how many moments at most
+    ): self.trainer, self.rows, self.n, self.most, self.batch, self.found = trainer, list(islice(rows, n)), n, most, None, []
+
+    def note(self, step):
+        "Look at the pairs now."
+        t, a = self.trainer, self.trainer.args
+        with undisturbed(t.model):
+            if self.batch is None:
+                rows = self.rows if t._is_vision_dataset else list(prepare_dataset(Dataset.from_list(self.rows).to_iterable_dataset(), t._tokenizer, max_length=a.max_length,
+                                                                                  truncation_mode=a.truncation_mode, name='report'))
+                self.batch = t._prepare_inputs(t.data_collator(rows))
+            if a.sync_ref_model or not self.found: self.ref = t.ref_scores(t.model, self.batch)
+            self.found.append((step, _pairs(t, self.batch, self.ref)))
+
+    def on_train_begin(self, args, state, control, **kwargs): self.found = []; self.note(state.global_step)
+
+    def on_evaluate(self, args, state, control, **kwargs): self.maybe(state, state.max_steps/self.most)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.eval_strategy=='no': self.maybe(state, state.max_steps/5)
+
+    def on_train_end(self, args, state, control, **kwargs): self.maybe(state, 1)
+
+    def maybe(self, state, gap):
+        "Note this step if the last one is far enough back."
+        if self.found and state.global_step-self.found[-1][0] >= gap: self.note(state.global_step)
+
+    def pairs(self)->list[dict]:
+        "As from `pair_tokens`, at the last moment, each pair with `steps`: dicts of step, and of chosen and rejected as a list of rewards."
+        rewards = lambda p: {side: [r for _,r in p[side]] for side in ('chosen', 'rejected')}
+        return [p | dict(steps=[dict(step=s) | rewards(then[i]) for s,then in self.found]) for i,p in enumerate(self.found[-1][1] if self.found else [])]
 
 # %% ../../nbs/train/56_report.ipynb #753558b1
 def shade(
@@ -303,11 +379,13 @@ def token_html(
     "Tokens on their colour, each with its number."
     places = max(0, 2-math.floor(math.log10(limit)))  # three digits of the largest
     def one(text, r):
-        word, value = text.lstrip(' ') or text, f'{r:+.{places}f}'.replace('-', '−')  # a space in front stays white: words are shaded, not gaps
+        word, value = text.lstrip(' ') or text, _signed(r, places)  # a space in front stays white: words are shaded, not gaps
         return f'{" "*(len(text)-len(word))}<span class="{f"t {shade(r, limit)}".strip()}" tabindex="0" title="{value}">{esc(word).replace(chr(10), "↵"+chr(10)) or "∅"}</span>'
     rest = tokens[most:]
     more = f' <em>… {len(rest):,} more tokens, together {number(math.fsum(r for _,r in rest), True)}</em>' if rest else ''
     return ''.join(one(*t) for t in tokens[:most]) + more
+
+def _signed(r, places): return f'{r:+.{places}f}'.replace('-', '−')
 
 # %% ../../nbs/train/56_report.ipynb #4d057d62
 def token_view(
@@ -315,19 +393,31 @@ def token_view(
     beta:float|None=None, # Reward per nat, for the legend
 )->str: # HTML
     "Pairs with the reward of every token as colour."
-    limit = _limit(pairs)
+    limit, steps = _limit(pairs), [s['step'] for s in pairs[0].get('steps', [])]
     scale = ''.join(f'<i class="t {shade(k, 8)}"></i>' for k in range(-8, 9))
     nats = f', which is {number(limit/beta)} nats' if beta else ''
     return (f'<div class="legend"><b>{number(-limit)}</b><span class="scale" aria-hidden="true">{scale}</span><b>{number(limit, True)}</b>'
             f'<p>Reward of a token, in β · nats: β · (log-prob − reference log-prob). Green: more likely than under the reference. Purple: less. Full colour at ±{number(limit)}{nats}.'
-            ' For the number of a token point at it, tap it, or reach it with Tab and the arrow keys.</p></div>') + ''.join(_pair_html(i, p, limit) for i,p in enumerate(pairs, 1))
+            ' For the number of a token point at it, tap it, or reach it with Tab and the arrow keys.</p></div>') + _slider(steps) + ''.join(_pair_html(i, p, limit) for i,p in enumerate(pairs, 1))
 
-def _pair_html(i, p, limit):
-    "One pair: margin, prompt, both answers."
-    said = '✓ ranked as labelled' if p['margin'] > 0 else '✗ not ranked as labelled'
-    sides = ''.join(f'<section class="side {k}"><h4>{k} {number(p[k+"_reward"], True)}</h4><div class="tokens" dir="auto" role="group" aria-label="tokens of the {k} answer of pair {i}">'
-                    f'{token_html(p[k], limit)}</div></section>' for k in ('chosen', 'rejected'))
-    return (f'<article class="pair"><h3>Pair {i}: margin {number(p["margin"], True)} <small>{said}</small></h3>'
+def _slider(steps):
+    "A slider over checkpoints, which the script shows and moves."
+    if len(steps) < 2: return ''
+    return (f'<p class="moments" hidden><label>Checkpoint <input type="range" min="0" max="{len(steps)-1}" value="{len(steps)-1}" data-steps="{steps}" aria-valuetext="step {steps[-1]}"></label>'
+            f' step <output>{steps[-1]}</output></p>')
+
+def _at(values): return f' data-at="{esc(json.dumps(values, ensure_ascii=False, separators=(",", ":")))}"' if len(values) > 1 else ''
+
+def _pair_html(i, p, limit, most=400):
+    "One pair: margin, prompt, both answers; what they were at earlier steps waits in `data-at`."
+    places, names = max(0, 2-math.floor(math.log10(limit))), ('chosen', 'rejected')
+    said = lambda m: '✓ ranked as labelled' if m > 0 else '✗ not ranked as labelled'
+    sums = [{k: math.fsum(s[k]) for k in names} for s in p.get('steps', [])]
+    margins = [s['chosen']-s['rejected'] for s in sums]
+    then = {k: [[[shade(r, limit), _signed(r, places)] for r in s[k][:most]] for s in p.get('steps', [])] for k in names}
+    sides = ''.join(f'<section class="side {k}"><h4>{k} <span{_at([number(s[k], True) for s in sums])}>{number(p[k+"_reward"], True)}</span></h4>'
+                    f'<div class="tokens" dir="auto" role="group" aria-label="tokens of the {k} answer of pair {i}"{_at(then[k])}>{token_html(p[k], limit, most)}</div></section>' for k in names)
+    return (f'<article class="pair"><h3>Pair {i}: margin <span{_at([number(m, True) for m in margins])}>{number(p["margin"], True)}</span> <small{_at([said(m) for m in margins])}>{said(p["margin"])}</small></h3>'
             f'<div class="prompt" dir="auto">{long_text(p["prompt"].strip(), 300, "end")}</div><div class="sides">{sides}</div></article>')
 
 # %% ../../nbs/train/56_report.ipynb #dc9d9b69
@@ -378,6 +468,79 @@ def _hide(k, v): return '(hidden)' if v and re.search('hub_token|api_key|passwor
 
 def _plain(v): return '' if v in (None, '', [], {}, 'none') else ', '.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
 
+# %% ../../nbs/train/56_report.ipynb #7d5d9f83
+def doctor_table(
+    findings:list, # From `doctor`
+)->str: # HTML; empty without findings
+    "What was asked before training, and what to do about it."
+    if not findings: return ''
+    mark, order = dict(ok='✓', warn='!', fail='✗'), ('fail', 'warn', 'ok')
+    count = Counter(f.verdict for f in findings)
+    row = lambda f: (f'<tr class="{f.verdict}"><td><span aria-hidden="true">{mark[f.verdict]}</span> {f.verdict}</td><th scope="row">{esc(f.name)}</th>'
+                     f'<td>{long_text(f.value, 300)}{f"<br><em>{esc(f.advice)}</em>" if f.advice else ""}</td></tr>')
+    body = ''.join(row(f) for f in sorted(findings, key=lambda f: order.index(f.verdict)))
+    is_open = ' open' if count['fail'] else ''
+    return (f'<details{is_open}><summary>{count["ok"]} ok, {count["warn"]} to look at, {count["fail"]} wrong</summary><table class="doctor sortable"><thead><tr><th scope="col">Verdict</th>'
+            f'<th scope="col">Question</th><th scope="col">Answer</th></tr></thead><tbody>{body}</tbody></table></details>')
+
+# %% ../../nbs/train/56_report.ipynb #4ad2665c
+_meaning = {'probably mislabelled': 'below zero whenever it was seen again, while its neighbours rose', 'disputed': 'seen once or twice, and then far below zero while its neighbours were above',
+            'never learned': 'not above zero, and not far below', 'forgotten': 'above zero once, below at the end', 'learned': 'above zero at the end', 'learned at once': 'above zero whenever it was seen again',
+            'too early': 'seen too rarely to say'}
+_texts = ('prompt', 'chosen', 'rejected')
+
+def ledger_table(
+    ledger:Ledger, # Filled in training
+    rows, # What was trained on, as it was given
+    most:int=100, # Pairs shown, the lowest margins
+)->str: # HTML; empty if nothing was noted
+    "Which pairs were learned, and which deserve a second look."
+    if not len(ledger): return ''
+    lines = judge(ledger)
+    count = Counter(lines['verdict'])
+    key = ''.join(f'<li><b>{count[v]:,} {v}</b>: {m}.</li>' for v,m in _meaning.items() if v in count)
+    shown = list(lines.select(range(min(most, len(lines)))))
+    texts = rows.select_columns([c for c in _texts if c in rows.column_names]).select([l['row'] for l in shown])  # no pictures
+    body = ''.join(_ledger_row(l, texts[i]) for i,l in enumerate(shown))
+    head = ''.join(f'<th scope="col">{h}</th>' for h in ('Pair', 'Verdict and texts', 'Seen', 'Margin', 'Neighbours', 'Last'))
+    return (f'<ul class="verdicts">{key}</ul>{_suspects(ledger, rows)}<table class="ledger sortable"><caption>The {len(shown)} of {len(lines):,} pairs with the lowest margins (β · nats, mean after the first '
+            f'sighting); Neighbours is the median margin of pairs seen about then</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+
+def _ledger_row(l, row):
+    cell = lambda v: f'<td data-v="{v:.6g}">{number(v, True)}</td>'
+    say = lambda t: t if isinstance(t, str) else '\n'.join(f"{m['role']}: {m.get('content')}" for m in t)
+    texts = ''.join(f'<p><b>{k}</b></p><div class="text" dir="auto">{long_text(say(row[k]), 600)}</div>' for k in _texts if row.get(k))
+    return (f'<tr><th scope="row">{l["row"]}</th><td><details><summary>{l["verdict"]}</summary>{texts}</details></td><td data-v="{l["sightings"]}">{l["sightings"]}</td>'
+            f'{cell(l["margin"])}{cell(l["typical"])}{cell(l["last"])}</tr>')
+
+def _suspects(ledger, rows, most=500):
+    "A link that holds the suspicious rows."
+    found = suspicious(ledger, rows.select_columns([c for c in _texts if c in rows.column_names]))
+    if not len(found): return '<p>No pair is suspicious.</p>'
+    lines = ''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in islice(found, most))
+    return (f'<p><a download="suspicious.jsonl" href="data:application/x-ndjson;base64,{base64.b64encode(lines.encode("utf-8", "replace")).decode()}">Save the {min(most, len(found))} suspicious pairs</a>'
+            ' as lines of JSON. They are to be read, not to be deleted unread.</p>')
+
+# %% ../../nbs/train/56_report.ipynb #976bd4e6
+def generations(
+    rows:list[dict], # step, prompt, text, as `SampleCallback` keeps them
+)->str: # HTML
+    "Answers over time."
+    prompts = list(dict.fromkeys(r['prompt'] for r in rows))
+    def story(prompt):
+        mine = [r for r in rows if r['prompt']==prompt]
+        new = [(r, i==0 or r['text']!=mine[i-1]['text']) for i,r in enumerate(mine)]
+        return ''.join(f'<dt>step {number(r["step"])}</dt><dd dir="auto">{long_text(r["text"]) if fresh else "<em>the same</em>"}</dd>' for r,fresh in new)
+    return ''.join(f'<article class="generations"><h3 dir="auto">{long_text(p, 300, "end")}</h3><dl>{story(p)}</dl></article>' for p in prompts)
+
+# %% ../../nbs/train/56_report.ipynb #9fb72f4e
+def code_block(
+    code:str, # Lines of Python
+    words:str='', # What it is for
+)->str: # HTML; the script adds a button that copies it
+    "Code to be copied."
+    return f'{f"<p>{esc(words)}</p>" if words else ""}<div class="code"><pre tabindex="0"><code>{esc(code)}</code></pre></div>'
+
 # %% ../../nbs/train/56_report.ipynb #873502ad
 def page(
     title:str, # Plain text
@@ -398,12 +561,14 @@ def render_report(
     config:Mapping, # Name → value
     summary=None, # (label, value[, note]) rows for the cards; None takes them from the log
     samples=None, # dicts of prompt, before, after, reward_before, reward_after
-    pairs=None, # From `pair_tokens`
+    pairs=None, # From `pair_tokens` or `TokenMoments.pairs`
+    parts=None, # More: name → HTML, from `doctor_table`, `ledger_table`, `generations`, `code_block`
 )->str: # A whole document
     "The report as text."
     tone, sentence = verdict(log_history, config)
-    parts = {'Curves': charts(log_history, config) if log_history else '', 'Samples': sample_table(samples) if samples else '',
-             'Token rewards': token_view(pairs, config.get('beta')) if pairs else '', 'Configuration': config_table(config)}
+    more = dict(parts or {})
+    parts = {'Before training': more.pop('Before training', ''), 'Curves': charts(log_history, config) if log_history else '', 'Samples': sample_table(samples) if samples else '',
+             'While training': more.pop('While training', ''), 'Token rewards': token_view(pairs, config.get('beta')) if pairs else '', **more, 'Configuration': config_table(config)}
     parts = [(name, name.lower().replace(' ', '-'), part) for name,part in parts.items() if part]
     links = ''.join(f'<a href="#{id}">{name}</a>' for name,id,_ in parts)
     nav = f'<nav aria-label="Sections">{links}</nav>' if parts else ''
@@ -427,13 +592,14 @@ def write_report(
     config:Mapping, # Name → value; anything that can be printed
     summary=None, # (label, value[, note]) rows for the cards; None takes them from the log
     samples=None, # dicts of prompt, before, after, reward_before, reward_after; a reward may be None
-    pairs=None, # From `pair_tokens`
+    pairs=None, # From `pair_tokens` or `TokenMoments.pairs`
+    parts=None, # More: name → HTML, as for `render_report`
 )->Path: # The file
     "Write the report, all of it or nothing: an older one in the same place survives any failure."
     path = Path(path)
     if path.is_dir(): raise ValueError(f"{path.name!r} is a folder; give the name of a file, such as {path.name}/report.html")
     _check(log_history, config, summary, samples)
-    text = render_report(title, log_history, config, summary, samples, pairs)
+    text = render_report(title, log_history, config, summary, samples, pairs, parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:

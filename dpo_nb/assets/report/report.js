@@ -43,6 +43,54 @@ for (const answer of document.querySelectorAll('.tokens')) {
   })
 }
 
+// The slider over checkpoints: the numbers and shades of each are in the page already.
+for (const slider of document.querySelectorAll('.moments input')) {
+  const steps = JSON.parse(slider.dataset.steps), moments = slider.closest('.moments'), places = [...moments.parentNode.querySelectorAll('[data-at]')]
+  const at = places.map(e => JSON.parse(e.dataset.at))
+  moments.hidden = false
+  slider.addEventListener('input', () => {
+    const k = +slider.value
+    moments.querySelector('output').textContent = steps[k]
+    slider.setAttribute('aria-valuetext', `step ${steps[k]}`)
+    places.forEach((e, j) => {
+      if (!e.classList.contains('tokens')) e.textContent = at[j][k]
+      else e.querySelectorAll('.t').forEach((t, i) => { [t.className, t.title] = [`t ${at[j][k][i][0]}`.trim(), at[j][k][i][1]] })
+    })
+  })
+}
+
+// Tables that can be sorted: the head of each column becomes a button.
+for (const table of document.querySelectorAll('table.sortable')) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0]
+  const value = (row, i) => { const c = row.cells[i]; return c.dataset.v ?? c.textContent }
+  heads.forEach((head, i) => {
+    const button = document.createElement('button')
+    button.type = 'button'
+    button.textContent = head.textContent
+    head.replaceChildren(button)
+    button.addEventListener('click', () => {
+      const down = head.getAttribute('aria-sort') == 'ascending' ? -1 : 1
+      heads.forEach(h => h.removeAttribute('aria-sort'))
+      head.setAttribute('aria-sort', down > 0 ? 'ascending' : 'descending')
+      const by = (a, b) => (+a - +b) || (isNaN(+a - +b) ? String(a).localeCompare(b) : 0)
+      body.append(...[...body.rows].sort((a, b) => down * by(value(a, i), value(b, i))))
+    })
+  })
+}
+
+// Code: a button that copies it.
+for (const block of document.querySelectorAll('.code')) {
+  const button = document.createElement('button'), code = block.querySelector('code')
+  button.type = 'button'
+  button.textContent = 'Copy'
+  button.addEventListener('click', async () => {
+    getSelection().selectAllChildren(code)
+    try { await navigator.clipboard.writeText(code.textContent); button.textContent = 'Copied' }
+    catch { button.textContent = 'Marked; copy it with the keyboard' }
+  })
+  block.append(button)
+}
+
 // In a frame without an address of its own (a notebook) a link to a section would load the outer page.
 if (location.protocol == 'about:') for (const a of document.querySelectorAll('nav a')) a.addEventListener('click', e => {
   document.querySelector(a.hash).scrollIntoView()
