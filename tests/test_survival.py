@@ -38,8 +38,8 @@ def numbers(folder, step):
     return [{k: v for k, v in h.items() if 'runtime' not in k and 'per_second' not in k} for h in logs if 'loss' in h]
 
 
-@pytest.mark.parametrize('kw', [dict(), dict(sync_ref_model=True, ref_model_sync_steps=2), dict(adapter=True, sync_ref_model=True, ref_model_sync_steps=2)],
-                         ids=['whole model', 'synced', 'synced adapter'])
+@pytest.mark.parametrize('kw', [dict(), dict(sync_ref_model=True, ref_model_sync_steps=2), dict(adapter=True, sync_ref_model=True, ref_model_sync_steps=2), dict(loss_type='bco')],
+                         ids=['whole model', 'synced', 'synced adapter', 'a loss that remembers'])
 def test_kill_9_and_resume_equals_the_run_that_nobody_disturbed(tmp_path, kw):
     kw |= dict(max_steps=6, save_strategy='steps', save_steps=1)
     build(tmp_path/'whole', **kw).train()
@@ -110,6 +110,32 @@ def test_rows_are_named_when_the_reference_breaks(trainer):
     t = trainer(per_device_train_batch_size=2, train_sampling_strategy='sequential')
     t.ref_model.model.embed_tokens.weight.data[t.train_dataset[3]['chosen_ids'][0]] = math.nan
     with pytest.raises(FloatingPointError, match=r'the reference gives no number to .*row'): t.train()
+
+
+def test_an_evaluation_without_a_number_warns_once_and_names_the_rows(trainer, monkeypatch):
+    import dpo_nb.train.trainer as module
+    said = []
+    monkeypatch.setattr(module.logger, 'warning', said.append)
+    held = load_toy_pairs()['test'].select(range(6))
+    t = trainer(eval_dataset=dict(a=held, b=held), eval_strategy='steps', eval_steps=1, max_steps=2, per_device_eval_batch_size=1)
+    of_training = {i for r in t.train_dataset for k in ('prompt_ids', 'chosen_ids', 'rejected_ids') for i in r[k]}
+    words = [set(r['prompt_ids'] + r['chosen_ids'] + r['rejected_ids']) for r in t.eval_dataset['a']]
+    row, token = next((i, min(new)) for i, w in enumerate(words) if (new := w - of_training - set().union(*words[:i])))
+    t.ref_model.model.embed_tokens.weight.data = t.ref_model.model.embed_tokens.weight.data.clone()
+    t.ref_model.model.embed_tokens.weight.data[token] = math.nan
+    t.ref_model.lm_head.weight = torch.nn.Parameter(torch.nan_to_num(t.ref_model.model.embed_tokens.weight.data), requires_grad=False)  # only who reads the word is broken
+    t.train()
+    assert t.state.global_step == 2 and len(said) == 4, said  # two sets, two evaluations
+    assert all(f'on the eval_{n} dataset after step {i}' in s and f'the reference gives no number to row {row} of' in s for s, (i, n) in zip(said, ((1, 'a'), (1, 'b'), (2, 'a'), (2, 'b'))))
+
+
+def test_a_precomputed_reference_is_known_again_after_a_resume(trainer, monkeypatch):
+    "The policy answers as the reference before it is trained, and must not be taken for it afterwards."
+    import dpo_nb.train.trainer as module
+    said = []
+    monkeypatch.setattr(module.logger, 'warning', said.append)
+    for steps in (2, 3): trainer(precompute_ref_log_probs=True, save_strategy='steps', save_steps=2, max_steps=steps).train(resume_from_checkpoint=steps == 3)
+    assert not [s for s in said if 'is not the one of the checkpoint' in s]
 
 
 def test_another_reference_after_a_resume_is_reported(trainer, tmp_path, monkeypatch):
