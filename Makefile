@@ -48,8 +48,9 @@ docs: $(VENV)/.installed-dev  ## build the site into _docs/
 serve: docs  ## build the site and serve it on PORT (8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _docs $(PORT)
 
-bench: $(VENV)/.installed-dev  ## time import, command line and training; prints a row for LOG.md
-	$(OFFLINE) $(BIN)/python scripts/bench.py $(ARGS)
+bench: $(VENV)/.installed-dev  ## train by turns with TRL 1.16.0, then time import and command line (ARGS="--cases SmolLM2 --repeat 3", ARGS=--list)
+	$(OFFLINE) $(BIN)/python scripts/bench_trl.py $(ARGS)
+	$(OFFLINE) $(BIN)/python scripts/bench.py
 
 pages: $(VENV)/.installed-dev  ## run pages from an empty kernel and save their outputs (ARGS="nbs/03_pairs.ipynb")
 	$(BIN)/python scripts/run_pages.py $(ARGS)

@@ -23,8 +23,9 @@ CASES = {
     'SmolLM2, bf16': SMOL | dict(bf16=True), 'SmolLM2, bf16, LoRA': SMOL | dict(bf16=True, lora=True),
     'SmolLM2, fp32': SMOL, 'SmolLM2, fp32, LoRA': SMOL | dict(lora=True), 'SmolLM2, own pairs, bf16': SMOL | dict(bf16=True, data='helpful'),
     **{f'prompt {p:.0%}': MADE | dict(prompt=p) for p in (0., .3, .6, .9)},
-    **{f'length {n}': MADE | dict(length=n, batch=1) for n in (128, 512, 2048)},
-    **{f'vocabulary {v//1000}k': MADE | dict(vocab=v) for v in (32_000, 128_000)},
+    **{f'length {n}': MADE | dict(length=n, batch=1) for n in (128, 512, 2048, 4096)},
+    **{f'vocabulary {v//1000}k': MADE | dict(vocab=v) for v in (8_000, 32_000, 128_000, 256_000)},
+    **{f'batch {b}': MADE | dict(batch=b) for b in (1, 8)}, **{f'epochs {n}': MADE | dict(epochs=n, steps=-1, rows=8) for n in (1, 2, 3)},
 }
 
 
@@ -128,7 +129,7 @@ def machine():
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--cases', nargs='+', default=['toy', 'toy, LoRA', 'toy, 3 epochs'], help='names, or beginnings of names')
+    ap.add_argument('--cases', nargs='+', default=['toy', 'toy, LoRA', 'toy, 3 epochs'], help='names, or beginnings of names; all: every case, an hour or two')
     ap.add_argument('--repeat', type=int, default=3)
     ap.add_argument('--out', type=Path, help='a JSON file; cases that it already has and that are not run again stay')
     ap.add_argument('--list', action='store_true')
@@ -136,7 +137,7 @@ def main():
     args = ap.parse_args()
     if args.list: return print('\n'.join(CASES))
     if args.worker: return work(args.worker[0], CASES[args.worker[1]])
-    names = [n for n in CASES if any(n == c or n.startswith(c+' ') for c in args.cases)]
+    names = [n for n in CASES if args.cases == ['all'] or any(n == c or c not in CASES and n.startswith(c) for c in args.cases)]
     if not names: sys.exit(f'no case is called {args.cases}; choose from {list(CASES)}')
     old = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     for name in names:
