@@ -118,6 +118,7 @@ def test_buttons_answer_while_train_holds_the_kernel(reader, tmp_path, subshell)
     state = json.loads((saved[0]/'trainer_state.json').read_text())
     last = [h for h in state['log_history'] if 'learning_rate' in h][-1]
     assert last['learning_rate'] == pytest.approx(5e-5*(1 - last['step']/2000), rel=.01)
+    assert torch.load(saved[0]/'scheduler.pt')['base_lrs'] == pytest.approx([5e-5]*2)  # so a resumed run goes on with it
     assert set(reader.widgets) == reader.closed, 'widgets are left'
     shown = [c for k, c in reader.outputs if k in ('display_data', 'update_display_data') and 'dpo-live' in c['data'].get('text/html', '')]
     assert len(shown) == 1 and '<svg' in shown[0]['data']['text/html'] and 'application/vnd.jupyter.widget-view+json' not in shown[0]['data']

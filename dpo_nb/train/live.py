@@ -120,7 +120,7 @@ def _chart(heading, unit, lines):
     for c in ('line', 'grid', 'mark', 'cursor'): svg = svg.replace(f'<path class="{c}', f'<path fill="none" stroke="currentColor" class="{c}')  # where styles are not trusted
     return f'<figure><figcaption>{heading}: {key}</figcaption>{svg}</figure>'
 
-_style = ('<style>.dpo-live,.dpo-live table{font:13px/1.5 sans-serif}.dpo-live.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));gap:0 1rem}.dpo-live figure{margin:0}'
+_style = ('<style>.dpo-live,.dpo-live table{font:13px/1.5 sans-serif}.dpo-live.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:0 1rem}.dpo-live figure{margin:0}'
           '.dpo-live svg text{font-size:11px;fill:currentColor}.dpo-live .line{fill:none;stroke-width:1.8}.dpo-live .grid{stroke-opacity:.15}.dpo-live .cursor{display:none}'
           '.dpo-live i{display:inline-block;width:1.8em;vertical-align:middle;border-top:2px solid}.dpo-live .train,.dpo-live .chosen{stroke:#2f86c9;border-color:#2f86c9}'
           '.dpo-live .held{stroke:#a8792b;border-color:#a8792b;stroke-dasharray:2 2;border-top-style:dotted}.dpo-live .rejected{stroke:#d9620c;border-color:#d9620c;stroke-dasharray:5 3;border-top-style:dashed}'
