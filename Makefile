@@ -55,7 +55,8 @@ bench: $(VENV)/.installed-dev  ## train by turns with TRL 1.16.0, then time impo
 pages: $(VENV)/.installed-dev  ## run pages from an empty kernel and save their outputs (ARGS="nbs/03_pairs.ipynb")
 	$(BIN)/python scripts/run_pages.py $(ARGS)
 
-sync: $(VENV)/.installed-dev  ## clean the notebooks, export the package
+sync: $(VENV)/.installed-dev  ## write each page's first cell, clean the notebooks, export the package
+	$(BIN)/python scripts/first_cell.py
 	$(BIN)/nbdev_clean
 	$(BIN)/nbdev_export
 

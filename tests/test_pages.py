@@ -1,10 +1,12 @@
 "How a page is made, checked on every page there is: structure, import order, assertions, clean and in sync."
-import ast, json, re, sys
+import ast, json, re, subprocess, sys, urllib.request
 from functools import cache
+from importlib import metadata
 
 import nbformat
 import pytest
 import yaml
+import first_cell
 from conftest import run
 from project import ROOT, directives, page_url, pages, settings, unnumbered
 
@@ -97,6 +99,44 @@ def test_title_cell(name):
     assert first['cell_type'] == 'markdown'
     title, *rest = [l for l in ''.join(first['source']).splitlines() if l.strip()]
     assert re.fullmatch(r'# \S.*', title) and len(rest) == 1 and re.fullmatch(r'> \S.*', rest[0]), 'not `# Title` and `> one sentence`'
+
+
+@every_page
+def test_first_code_cell_installs_the_release(name):
+    "The one text of scripts/first_cell.py, before any import, never run here, and without an output."
+    _, _, cell = cells(name)[0]
+    wanted = first_cell.cell(PAGES[name], json.loads(PAGES[name].read_text(encoding='utf-8')))
+    assert ''.join(cell['source']) == wanted and not cell['outputs'], 'run scripts/first_cell.py'
+
+
+@pytest.mark.parametrize('have, colab, asks', [
+    (dict(dpo_nb='VERSION', fastcore='1.8', torch='2.9.0+cu126'), True, None),             # all is there
+    (dict(dpo_nb='0.0.1', fastcore='1.8', torch='2.9.0+cu126'), False, None),              # an own installation is left alone
+    (dict(dpo_nb='0.0.1', fastcore='1.8', torch='2.9.0+cu126'), True, ['torch==2.9.0+cu126']),
+    (dict(torch='2.9.0+cu126', fastcore='2.0'), True, ['torch==2.9.0+cu126']),             # Colab as it comes
+    (dict(), False, [])])
+def test_first_cell_installs_only_what_is_missing(have, colab, asks, monkeypatch, capsys, tmp_path):
+    version, ran, fetched = settings()['version'], [], []
+    have = {k: v.replace('VERSION', version) for k, v in have.items()}
+    def look(name):
+        if name not in have: raise metadata.PackageNotFoundError(name)
+        return have[name]
+    def install(command, check):
+        ran.append(command[1:])
+        have.update(dpo_nb=version, torch=have.get('torch', '2.13.0'), transformers='5')
+    monkeypatch.setattr(metadata, 'version', look)
+    monkeypatch.setattr(subprocess, 'run', install)
+    if colab: monkeypatch.setitem(sys.modules, 'google.colab', object())
+    page = PAGES['guides/75_speed_and_memory.ipynb']
+    code = first_cell.cell(page, json.loads(page.read_text(encoding='utf-8')))
+    monkeypatch.setattr(metadata, 'metadata', lambda name: {'Home-page': 'https://code.example.org/group/dpo_nb'})
+    monkeypatch.setattr(urllib.request, 'urlretrieve', lambda url, file: fetched.append((url, file)))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    address = f"https://code.example.org/group/dpo_nb/raw/{settings()['branch']}/nbs/guides/speed.json"
+    assert (address, 'speed.json') in fetched  # the page's table is not in the wheel, and not beside a notebook in Colab
+    assert ran == ([] if asks is None else [['-m', 'pip', 'install', '-q', f'dpo_nb=={version}', 'fastcore<2', *asks]])
+    assert f'this page: dpo_nb {version}; here: dpo_nb {have["dpo_nb"]}, torch {have["torch"]}' in capsys.readouterr().out
 
 
 @every_page
