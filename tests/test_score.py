@@ -77,3 +77,32 @@ def test_refused_in_one_line(argv, says, pairs, tmp_path, monkeypatch, capsys):
     said = [l for l in capsys.readouterr().err.splitlines() if l.startswith('dpo_nb score: error')]
     assert len(said) == 1 and says in said[0]
     assert not (tmp_path/'scores.jsonl').exists()
+
+
+def trained(folder, model=None, **kw):
+    "A short run, saved, and what it logs on the pairs."
+    args = dpo_nb.DPOConfig(str(folder), **(dict(max_steps=3, per_device_train_batch_size=4, per_device_eval_batch_size=10, learning_rate=1e-3, beta=.3, report_to='none', save_strategy='steps', save_steps=3,
+                                                 disable_tqdm=True, gradient_checkpointing=False, **CPU) | kw))
+    t = dpo_nb.DPOTrainer(toy_path() if model is None else model, args=args, train_dataset=load_toy_pairs()['train'].select(range(12)), processing_class=load_toy_tokenizer())
+    t.train(); t.save_model()
+    return t
+
+
+def test_a_run_folder_brings_everything(pairs, tmp_path, monkeypatch, capsys):
+    t = trained(tmp_path/'run')
+    wanted = t.evaluate(pairs)['eval_rewards/margins']
+    for folder in (tmp_path/'run', tmp_path/'run'/'checkpoint-3'):
+        d = dpo_nb.score(folder, dataset=pairs, **CPU)
+        assert sum(d['margin'])/10 == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+    monkeypatch.chdir(tmp_path)
+    pairs.to_json('p.jsonl')
+    assert cli.score(['--model_name_or_path', 'run', '--dataset_name', 'p.jsonl', '--output_file', 's.parquet']) == 0
+    assert f'mean margin {wanted:+.3f}' in capsys.readouterr().out and (tmp_path/'s.parquet').exists() and not (tmp_path/'s.parquet.part.jsonl').exists()
+
+
+@pytest.mark.parametrize('kw, says', [(dict(model=nudged), 'edited in memory'), (dict(sync_ref_model=True), 'followed the policy'), (dict(loss_type='simpo', beta=2.), 'without a reference')],
+                         ids=['edited', 'synced', 'free'])
+def test_a_run_whose_reference_cannot_be_had_says_why(kw, says, pairs, tmp_path):
+    trained(tmp_path/'run', **{k: v() if callable(v) else v for k, v in kw.items()})
+    with pytest.raises(ValueError, match=says): dpo_nb.score(tmp_path/'run', dataset=pairs, **CPU)
+    assert dpo_nb.score(tmp_path/'run', load_toy_model(), pairs, **CPU)['margin'][0] != 0

@@ -113,7 +113,7 @@ def score(
     if not facts: check_reference(model, ref_model)
     if dataset is None: raise ValueError("dataset is missing; pass a datasets.Dataset of preference pairs")
     config = dict(disable_tqdm=True, report_to='none', save_strategy='no', gradient_checkpointing=False, cache_ref_log_probs=False) | {
-        k: facts[k] for k in ('truncation_mode', 'loss_on') if facts} | config
+        k: facts[k] for k in ('truncation_mode', 'loss_on', 'bf16') if k in facts} | config
     beta, max_length = beta or facts.get('beta', .1), max_length or facts.get('max_length')
     folder = Path(model) if facts else None
     if isinstance(model, Path): model = str(model)

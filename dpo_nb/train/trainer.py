@@ -294,7 +294,7 @@ def run_facts(
     name, known = ref.config._name_or_path, not isinstance(ref, PeftModel) and not shards_weights(args)
     return dict(reference=str(Path(name).resolve()) if name and Path(name).exists() else name or None, reference_weights=weights_print(ref) if known else None,
                 reference_dtype=str(ref.dtype), reference_moved=bool(args.sync_ref_model), own_reference=isinstance(model, PeftModel) and ref_model is None, needs_reference=needs_reference(args.loss_type),
-                **{k: getattr(args, k) for k in ('beta', 'max_length', 'truncation_mode', 'loss_on')})
+                **{k: getattr(args, k) for k in ('beta', 'max_length', 'truncation_mode', 'loss_on', 'bf16')})
 
 # %% ../../nbs/train/53_trainer.ipynb #bd76664a
 class DPOTrainer(Trainer):
