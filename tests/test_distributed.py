@@ -9,6 +9,7 @@ import distributed_run
 from distributed_run import RUNS, SPREAD, history, one_batch, step
 from test_trl_trainer import tiny  # noqa: F401, a fixture
 from dpo_nb.reference.reference import frozen_copy
+from dpo_nb.train.ledger import Ledger
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 
@@ -45,6 +46,14 @@ def test_both_processes_log_the_same(two):
     for name in RUNS:
         for x, y in zip(a[name], b[name]):
             assert {k: v for k, v in x.items() if '/' in k or k == 'num_tokens'} == {k: v for k, v in y.items() if '/' in k or k == 'num_tokens'}
+
+
+@pytest.mark.parametrize('name', ['plain', 'resumed'])
+def test_the_ledger_is_that_of_one_process(name, two, tiny, tmp_path):
+    history(Path(tiny), tmp_path, 4, 'plain')
+    a, b = (Ledger.load(folder/'ledger.json') for folder in (two[1]/name, tmp_path/'plain'))
+    a, b = (sorted(zip(x.steps, x.rows, x.margins)) for x in (a, b))
+    assert len(b) == 16 and [x[:2] for x in a] == [x[:2] for x in b] and [x[2] for x in a] == pytest.approx([x[2] for x in b], rel=1e-3, abs=2e-5)
 
 
 def test_weights_scattered_by_fully_shard(two, tiny):
