@@ -60,9 +60,27 @@ def load(c, folder):
     return smollm2, AutoTokenizer.from_pretrained(smollm2), rows
 
 
-def work(side, c):
+def kind_of(op):
+    "What an operation of PyTorch is, in words."
+    if 'scaled_dot_product' in op: return 'attention'
+    if op.removeprefix('aten::') in ('mm', 'addmm', 'bmm', 'baddbmm', 'addmm_'): return 'matrix products'
+    if 'adam' in op.lower(): return 'optimizer'
+    return 'copies and casts' if op in ('aten::copy_', 'aten::cat', 'aten::index', 'aten::index_select') else 'element by element, and the rest'
+
+
+def matrix_rate(dtype, n=8):
+    "Operations per second of the clock that this machine reaches on a matrix of SmolLM2's."
+    import torch
+    a, w = torch.randn(1024, 576).to(dtype), torch.randn(1536, 576).to(dtype)
+    def once():
+        start = time.perf_counter(); torch.nn.functional.linear(a, w)
+        return time.perf_counter()-start
+    return 2*1024*576*1536/min(once() for _ in range(n))
+
+
+def work(side, c, profile=False):
     "One run in this process; prints a line of JSON."
-    import resource, warnings
+    import contextlib, resource, warnings
     warnings.filterwarnings('ignore')
     import datasets, torch, transformers
     from transformers import TrainerCallback
@@ -88,18 +106,27 @@ def work(side, c):
         clock, data = Clock(), datasets.Dataset.from_list(rows[:c.get('rows', len(rows))])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         t = lib.DPOTrainer(model, args=args, train_dataset=data, processing_class=tokenizer, peft_config=peft, callbacks=[clock])
-        sys.stdout, out = open(os.devnull, 'w'), sys.stdout
-        t.train()
-        sys.stdout = out
+        seen, step = [0, 0], t.training_step
+        def counted(model, inputs, *a, **k):
+            if side == 'dpo_nb':  # places computed, and tokens of answers
+                from dpo_nb.data.prefix import pack, shares_prefix
+                p = pack({k: inputs[k] for k in ('input_ids', 'attention_mask')}) if shares_prefix(model) else None
+                seen[0] += (inputs if p is None else p.inputs)['input_ids'].numel()
+            seen[1] += int(inputs['completion_mask'].sum())
+            return step(model, inputs, *a, **k)
+        t.training_step = counted
+        with contextlib.redirect_stdout(open(os.devnull, 'w')), torch.profiler.profile() if profile else contextlib.nullcontext() as p: t.train()
     logs = [h for h in t.state.log_history if 'loss' in h]
     unit = 1e6 if sys.platform != 'darwin' else 1e9  # Linux counts kB, macOS bytes
-    print(json.dumps(dict(tokens=logs[-1]['num_tokens'], cpu=clock.cpu, wall=clock.wall, losses=[h['loss'] for h in logs],
+    share = {}
+    for e in p.key_averages() if profile else (): share[kind_of(e.key)] = share.get(kind_of(e.key), 0) + e.self_cpu_time_total/1e6
+    print(json.dumps(dict(profile={k: round(x, 2) for k, x in share.items()}, computed=seen[0], scored=seen[1], rate=matrix_rate(torch.bfloat16 if c.get('bf16') else torch.float32), tokens=logs[-1]['num_tokens'], cpu=clock.cpu, wall=clock.wall, losses=[h['loss'] for h in logs],
                           peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/unit, before=before/unit)))
 
 
-def side_of(side, name):
+def side_of(side, name, *flags):
     "One run in a process of its own."
-    done = subprocess.run([sys.executable, __file__, '--worker', side, name], capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    done = subprocess.run([sys.executable, __file__, '--worker', side, name, *flags], capture_output=True, text=True, stdin=subprocess.DEVNULL,
                           env=os.environ | dict(HF_HUB_OFFLINE='1', PYTHONPATH=str(ROOT)))
     if done.returncode: sys.exit(f'{side}, {name!r} failed\n{done.stderr[-3000:]}')
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -116,7 +143,9 @@ def compare(name, repeat):
     assert runs['trl'][0]['tokens'] == runs['dpo_nb'][0]['tokens'], 'the two sides did not train on the same tokens'
     off = max(abs(a-b) for a, b in zip(runs['trl'][0]['losses'], runs['dpo_nb'][0]['losses']))
     times = {k: round(out['dpo_nb'][k]/out['trl'][k], 2) for k in out['trl']}
-    return dict(case=CASES[name], runs=repeat, tokens=runs['trl'][0]['tokens'], losses_differ_by=round(off, 6), **out, times=times)
+    own = runs['dpo_nb']
+    counts = dict(computed=own[0]['computed'], scored=own[0]['scored'], rate=statistics.median(r['rate'] for r in own))
+    return dict(case=CASES[name], runs=repeat, **counts, tokens=runs['trl'][0]['tokens'], losses_differ_by=round(off, 6), **out, times=times)
 
 
 def machine():
@@ -132,17 +161,19 @@ def main():
     ap.add_argument('--cases', nargs='+', default=['toy', 'toy, LoRA', 'toy, 3 epochs'], help='names, or beginnings of names; all: every case, an hour or two')
     ap.add_argument('--repeat', type=int, default=3)
     ap.add_argument('--out', type=Path, help='a JSON file; cases that it already has and that are not run again stay')
+    ap.add_argument('--profile', action='store_true', help='one more run of each side and case, to see what its time goes to')
     ap.add_argument('--list', action='store_true')
     ap.add_argument('--worker', nargs=2, help=argparse.SUPPRESS)
     args = ap.parse_args()
     if args.list: return print('\n'.join(CASES))
-    if args.worker: return work(args.worker[0], CASES[args.worker[1]])
+    if args.worker: return work(args.worker[0], CASES[args.worker[1]], args.profile)
     names = [n for n in CASES if args.cases == ['all'] or any(n == c or c not in CASES and n.startswith(c) for c in args.cases)]
     if not names: sys.exit(f'no case is called {args.cases}; choose from {list(CASES)}')
     old = json.loads(args.out.read_text()) if args.out and args.out.exists() else {}
     for name in names:
-        row = compare(name, args.repeat) | dict(date=str(dt.date.today()))
-        old = dict(machine=machine(), rows=old.get('rows', {}) | {name: row})
+        row = compare(name, args.repeat) | dict(date=str(dt.date.today()), machine=machine())
+        if args.profile: row['profile'] = {side: (r := side_of(side, name, '--profile'))['profile'] | dict(seconds=r['wall']) for side in ('dpo_nb', 'trl')}
+        old = dict(rows=old.get('rows', {}) | {name: row})
         if args.out: args.out.write_text(json.dumps(old, indent=1)+'\n')
         t = row['times']
         print(f"{name:26s} {row['dpo_nb']['tokens/cpu s']:8.0f} against {row['trl']['tokens/cpu s']:8.0f} tokens per CPU second, {t['tokens/cpu s']:.2f}× "
