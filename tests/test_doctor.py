@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 
 import dpo_nb
 from dpo_nb.toy import load_toy_model, load_toy_pairs, load_toy_tokenizer
-from dpo_nb.train.doctor import Diagnosis, Finding, doctor, memory_need, movable, step_zero
+from dpo_nb.train.doctor import Diagnosis, Finding, dead_sign, doctor, gradient, memory_need, movable, step_zero
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=['q_proj', 'v_proj'])
 
@@ -102,3 +102,27 @@ def test_memory_counts_weights_gradients_moments_and_reference(trainer):
     t = trainer()
     n = sum(p.numel() for p in t.model.parameters())
     assert memory_need(t) == 5*4*n and math.isclose(memory_need(trainer(peft_config=LORA))/(4*n), 1, rel_tol=.2)
+
+
+def log(losses, **more): return [dict(step=10*(i+1), loss=v, grad_norm=1., **({'rewards/margins': .01, 'learning_rate': 1e-5} | more)) for i, v in enumerate(losses)]
+
+
+@pytest.mark.parametrize('entries', [
+    [], [dict(step=1, train_runtime=1.)], log([.6931]*3), log([.6931, .6945, .692]*8), log([.6931]*4, learning_rate=0.)[:2], log([.69, .02, .02, .02], **{'rewards/accuracies': .9, 'rewards/margins': 9.}),
+    log([1., 0., 0., 0.], **{'rewards/accuracies': 1., 'rewards/margins': 1.2}), log([.69]*3+[.1]*3), [dict(step=100*i, loss=.01, **{'rewards/accuracies': 1., 'rewards/margins': 9.}) for i in range(1, 9)][:1]])
+def test_the_pulse_is_quiet_while_it_can_be_well(entries): assert dead_sign(entries, .1) is None
+
+
+def test_the_pulse_says_each_thing_once(trainer, monkeypatch):
+    import dpo_nb.train.doctor as module
+    said = []
+    monkeypatch.setattr(module._logger, 'warning', said.append)
+    trainer(beta=1e-6, max_steps=40, logging_steps=4, per_device_train_batch_size=1).train()
+    assert len([s for s in said if s.startswith('the loss has been 0.6931')]) == 1 and len([s for s in said if s.startswith('beta: ')]) == 1
+
+
+def test_the_gradient_is_taken_and_left_alone(trainer):
+    t = trainer(peft_config=LORA)
+    own = [p for p in t.model.parameters() if p.requires_grad]
+    own[0].grad = torch.ones_like(own[0])
+    assert gradient(t)[0].verdict == 'ok' and torch.equal(own[0].grad, torch.ones_like(own[0])) and all(p.grad is None for p in own[1:])
