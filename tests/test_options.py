@@ -129,6 +129,34 @@ def test_tools_change_the_prompt_and_streams_take_every_option(dpo):
     assert losses(a) == pytest.approx(losses(b), rel=1e-6)
 
 
+# --- evaluation sets of every kind, and loggers
+
+def test_dicts_of_datasets_and_of_streams(dpo):
+    from datasets import DatasetDict, IterableDatasetDict
+    sets = DatasetDict(a=pairs.select(range(20, 24)), b=pairs.select(range(24, 30)))
+    seen = []
+    for d in (sets, IterableDatasetDict({k: v.to_iterable_dataset() for k, v in sets.items()}), dict(sets)):
+        t = dpo(eval_dataset=d, eval_strategy='steps', eval_steps=2)
+        t.train()
+        seen.append({k: v for h in t.state.log_history for k, v in h.items() if k in ('eval_a_loss', 'eval_b_loss', 'eval_a_rewards/margins', 'eval_b_logps/chosen')})
+    assert len(seen[0]) == 4 and seen[1] == pytest.approx(seen[0], rel=1e-5) and seen[2] == seen[0]
+
+
+def test_report_to_hands_every_metric_to_the_logger(dpo, monkeypatch):
+    "With a stand-in for the logger's package; which one it is changes nothing on our side."
+    from transformers import TrainerCallback
+    from transformers.integrations import integration_utils
+    got = []
+    class Logger(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kw): got.append(dict(logs))
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, 'trackio', Logger)
+    monkeypatch.setattr(integration_utils, 'is_trackio_available', lambda: True)
+    t = dpo(report_to='trackio', eval_dataset=pairs.select(range(20, 24)), eval_strategy='steps', eval_steps=2)
+    t.train()
+    assert {'loss', 'grad_norm', 'rewards/chosen', 'rewards/margins', 'logps/chosen', 'entropy', 'num_tokens'} <= set(got[0]) and any('eval_rewards/accuracies' in g for g in got)
+    assert [g['loss'] for g in got if 'loss' in g] == losses(t)
+
+
 # --- the hub
 
 class Hub(BaseHTTPRequestHandler):
