@@ -29,7 +29,7 @@ def shade(
     return f'{"p" if reward > 0 else "n"}{k}' if k else ''
 
 token_style = '''.dpo-tokens{margin:0 0 1rem;overflow-wrap:anywhere}
-.dpo-tokens label{margin-right:1.2em}.dpo-tokens input{width:12em;max-width:60vw;vertical-align:middle}.dpo-tokens select{max-width:100%}
+.dpo-tokens label{margin-right:1.2em}.dpo-tokens input{width:12em;max-width:60vw;vertical-align:middle}.dpo-tokens select{max-width:100%}.dpo-tokens .g{white-space:nowrap}
 .dpo-tokens p{margin:.4em 0}.dpo-tokens .say{min-height:1.5em}.dpo-tokens .text{white-space:pre-wrap}
 .dpo-tokens .side{border-left:4px solid #0072b2;padding-left:.7em;margin:.7em 0}.dpo-tokens .rejected{border-left:4px dashed #d06000}
 .dpo-tokens .text{font:1rem/1.9 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;padding:0 1.2em 0 0}
@@ -156,7 +156,7 @@ def _fragment(view):
     many, moves = len(view.pairs) > 1, any(len(q['steps']) > 1 for q in view.pairs)
     options = ''.join(f'<option value="{i}">{i+1}: {html.escape("".join(q["chosen"][:8])[:40])}…</option>' for i,q in enumerate(view.pairs))
     pick = f'<label>pair <select>{options}</select></label> ' if many else ''
-    slider = (f'<label>checkpoint <input type="range" min="0" max="{last}" value="{last}" aria-valuetext="step {p["steps"][last]}"></label> step <output>{p["steps"][last]}</output>') if moves else ''
+    slider = (f'<label>checkpoint <input type="range" min="0" max="{last}" value="{last}" aria-valuetext="step {p["steps"][last]}"></label> <span class="g">step <output>{p["steps"][last]}</output></span>') if moves else ''
     legend = f'Green and a solid line: more likely than under the reference. Purple and a dotted line: less. Full colour from ±{view.limit:.3g} on. '
     numbers = json.dumps(view.data, separators=(',', ':'), ensure_ascii=False).replace('<', '\\u003c')
     return (f'<figure class="dpo-tokens"><style>{token_style}</style>' + (f'<p><b>{html.escape(view.title)}</b></p>' if view.title else '') +
