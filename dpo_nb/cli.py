@@ -308,7 +308,7 @@ start here
 
 # %% ../nbs/train/58_cli.ipynb #7726fe9d
 _often = ('output_dir learning_rate num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps gradient_checkpointing bf16 '
-          'warmup_steps eval_strategy eval_steps logging_steps save_steps resume_from_checkpoint report_to seed').split()
+          'warmup_steps eval_strategy eval_steps save_steps resume_from_checkpoint report_to').split()
 
 def train_help(
     everything:bool=False, # Also the fields that come from transformers and are rarely needed

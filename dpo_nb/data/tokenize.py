@@ -95,6 +95,8 @@ def prepare_row(
     where:str='this row', # For the message, such as "row 3 of the train dataset"
 )->dict: # prompt, chosen, rejected as they are trained on, and what `tokenize_row` returns
     "One row from the dataset to token ids: check, split the prompt off, end with EOS, tokenize."
+    if row.get('image') is not None or row.get('images'): raise ValueError(f"{where} has images, and the first rows have none, so that all of it is read as text; "
+                                                                            "give every row the column, with None or [] where there is no picture")
     check_texts(row, where)
     implicit = 'prompt' not in row
     row = {k: row[k] for k in read_columns if k in row} | (extract_prompt(row) if implicit else {})

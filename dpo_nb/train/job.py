@@ -25,7 +25,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from ..data.formats import extract_prompt, is_conversational, layout, read_columns
 from ..data.truncate import pair_lengths, truncation_report
-from ..data.vision import DataCollatorForVisionPreference, pair_texts, row_images
+from ..data.vision import DataCollatorForVisionPreference, image_columns, pair_texts, row_images
 from ..toy import load_toy_pairs, review_reward, sample_reviews, toy_path, toy_prompts
 from .config import DPOConfig
 from .doctor import doctor
@@ -156,7 +156,7 @@ def load_mixture(
     parts = [_part(i, e, streaming) for i,e in enumerate(mixture)]
     columns = [set(p.column_names or next(iter(p))) & set(read_columns) for p in parts]
     if any('prompt' in c for c in columns): parts = [p if 'prompt' in c else p.map(extract_prompt) for p,c in zip(parts, columns)]
-    parts = [p.select_columns([k for k in read_columns if k in (p.column_names or next(iter(p)))]) for p in parts]
+    parts = [p.select_columns([k for k in (*read_columns, *image_columns) if k in (p.column_names or next(iter(p)))]) for p in parts]
     try: return concatenate_datasets(parts)
     except ValueError as e:
         raise ValueError(f"the datasets of the mixture do not fit together: {_reason(e)}; give all of them texts, or all messages") from None
