@@ -157,3 +157,23 @@ def test_a_ledger_of_another_dataset():
     ledger = Ledger()
     for step in range(4): ledger.add([0, 9], step, [1., -1.])
     with pytest.raises(ValueError, match='give the dataset that was trained on'): suspicious(ledger, rows(4))
+
+
+def test_a_mixture_keeps_its_pictures(tmp_path):
+    from datasets import load_from_disk
+    from dpo_nb.data.vision import draw_shapes
+    from dpo_nb.train.job import load_mixture
+    seen = Dataset.from_list([{k: r[k] for k in ('image', 'prompt', 'chosen', 'rejected')} for r in draw_shapes(3)])
+    seen.save_to_disk(tmp_path/'seen'), rows(2).select_columns(['prompt', 'chosen', 'rejected']).save_to_disk(tmp_path/'read')
+    mixed = load_mixture([dict(path=str(tmp_path/'seen'), weight=2), dict(path=str(tmp_path/'read'))])
+    assert len(mixed) == 8 and [r['image'] is not None for r in mixed] == [True]*6 + [False]*2
+    assert mixed[0]['image'].tobytes() == seen[0]['image'].tobytes() == mixed[3]['image'].tobytes()
+
+
+def test_a_picture_that_comes_late_in_a_stream_is_not_dropped(tmp_path):
+    from datasets import IterableDataset
+    def late():
+        for i, r in enumerate(rows(4)): yield {k: r[k] for k in ('prompt', 'chosen', 'rejected')} | (dict(images=['x.png']) if i == 2 else {})
+    args = DPOConfig(str(tmp_path/'out'), max_steps=2, per_device_train_batch_size=2, bf16=False, use_cpu=True, save_strategy='no', report_to='none', disable_tqdm=True)
+    t = DPOTrainer(load_toy_model(), args=args, train_dataset=IterableDataset.from_generator(late), processing_class=load_toy_tokenizer())
+    with pytest.raises(ValueError, match='row 2 of the train dataset has images, and the first rows have none'): t.train()

@@ -339,3 +339,10 @@ def test_callbacks_optimizers_and_ignored_kwargs(trainer, heard):
 
 
 def test_the_model_card_tags(trainer): assert {'dpo', 'dpo_nb'} <= set(trainer().model.model_tags)
+
+
+def test_the_trainer_can_be_read_in_one_sitting():
+    import ast, inspect
+    from dpo_nb.train import trainer as module
+    long = {n.name: n.end_lineno-n.lineno+1 for n in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(n, ast.FunctionDef) and n.end_lineno-n.lineno >= 40}
+    assert not long
