@@ -17,7 +17,7 @@ renamed = dict(
     max_prompt_length='gone: prompts are no longer cut by themselves; DPOConfig.max_length and truncation_mode cut prompt and answer together',
     max_completion_length='gone: DPOConfig.max_length and truncation_mode cut prompt and answer together',
     max_target_length='gone: DPOConfig.max_length and truncation_mode cut prompt and answer together',
-    generate_during_eval='gone: generate with trainer.model.generate in a callback; dpo_nb train shows answers before and after',
+    generate_during_eval='now DPOConfig.sample_prompts, a number of held-out rows or a list of prompts, and sample_steps',
     reference_free='gone: a loss given as a function may leave p.ref_chosen and p.ref_rejected out',
     rpo_alpha="now a second loss: DPOConfig(loss_type=['sigmoid', 'sft'], loss_weights=[1.0, rpo_alpha])",
     ref_model_init_kwargs='gone: without ref_model the reference is a copy of the model; load any other yourself and pass it as ref_model',
