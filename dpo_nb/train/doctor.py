@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Finding', 'aside', 'first_batch', 'step_zero', 'reference_source', 'movable', 'planned_steps', 'beta_size',
            'step_size', 'gradient', 'sample_rows', 'first_row', 'row_counts', 'cut_pairs', 'data_findings',
-           'reference_alone', 'memory_need', 'memory_peak', 'free_ram', 'memory', 'Diagnosis', 'doctor', 'FirstLook',
-           'stuck_because', 'dead_sign', 'Pulse']
+           'reference_alone', 'memory_need', 'memory_peak', 'free_ram', 'memory', 'shortcuts', 'Diagnosis', 'doctor',
+           'FirstLook', 'stuck_because', 'dead_sign', 'Pulse']
 
 # %% ../../nbs/train/54_doctor.ipynb #977a8e51
 import html, math, statistics
@@ -28,6 +28,7 @@ from ..data.truncate import pair_lengths, truncation_report
 from ..data.vision import pair_texts
 from ..losses.registry import needs_reference
 from .config import native_bf16
+from .forward import fused_head
 from .metrics import MetricLog
 from .trainer import DPOTrainer, is_checkpoint
 
@@ -331,6 +332,15 @@ def memory(
     return [Finding('device', f"{how}; {found}", 'warn' if trainer.args.bf16 and not native else 'ok', 'bf16 is emulated here, which is slow; set bf16=False' if trainer.args.bf16 and not native else ''),
             Finding('memory', value, 'warn' if tight else 'ok', 'use an adapter, precompute_ref_log_probs, gradient_checkpointing, smaller batches, or more devices' if tight else '')]
 
+# %% ../../nbs/train/54_doctor.ipynb #eca169f8
+def shortcuts(
+    trainer, # A `DPOTrainer`
+)->list[Finding]:
+    "Are prompts computed once, and only the logits that are needed? If not, why."
+    twice, all_logits = trainer.computed_twice, fused_head(trainer.model)[1]
+    return [Finding('prompts', f'computed twice, padding too: {twice}' if twice else 'computed once, no padding', 'ok', ''),
+            Finding('logits', f'all computed: {all_logits}' if all_logits else 'only those of answers, in blocks', 'ok', '')]
+
 # %% ../../nbs/train/54_doctor.ipynb #d2be0390
 class Diagnosis(list):
     "Findings of a run, as a list that prints as a table."
@@ -356,7 +366,7 @@ def doctor(
 )->Diagnosis:
     "Examine a run before it begins; changes nothing."
     return Diagnosis([*step_zero(trainer, ref_differs), *reference_source(trainer), *step_size(trainer), *gradient(trainer), *first_row(trainer), *data_findings(trainer), *reference_alone(trainer),
-                      *memory(trainer)])
+                      *memory(trainer), *shortcuts(trainer)])
 
 # %% ../../nbs/train/54_doctor.ipynb #07b185e0
 DPOTrainer.doctor = doctor

@@ -336,7 +336,8 @@ class DPOTrainer(Trainer):
         for make in [lambda t: ContinueTokenCount(t.metric_log), lambda t: RememberReference(t.identify_reference), _Restore, *self.own_callbacks]: self.add_callback(make(self))
         self.refuse_data_parallel()
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, so gradient accumulation averages it
-        if not self._is_vision_dataset: share_prompts([m for m in (self.model, ref_model) if m is not None], args)  # tried before autocast rounds
+        models = [m for m in (self.model, ref_model) if m is not None]  # tried before autocast rounds
+        self.computed_twice = 'pairs with pictures are not packed' if self._is_vision_dataset else share_prompts(models, args)
         self.place_reference(ref_model)
         self.model.add_model_tags(self._tag_names)
         if self._is_vision_dataset: self.check_pictures()
