@@ -37,7 +37,7 @@ def dpo(tmp_path):
 
 @pytest.mark.parametrize('name, says', [
     ('beta', 'moved to DPOConfig.beta'), ('loss_type', 'moved to DPOConfig.loss_type'), ('max_length', 'moved to DPOConfig.max_length'), ('tokenizer', 'renamed to processing_class'),
-    ('max_prompt_length', 'gone: prompts are no longer cut'), ('generate_during_eval', 'gone: generate'), ('precompute_ref_log_probs', 'moved to DPOConfig'), ('ref_adapter_name', '"ref"'),
+    ('max_prompt_length', 'gone: prompts are no longer cut'), ('generate_during_eval', 'now DPOConfig.sample_prompts'), ('precompute_ref_log_probs', 'moved to DPOConfig'), ('ref_adapter_name', '"ref"'),
     ('procesing_class', 'is processing_class meant?'), ('lerning_rate', 'is DPOConfig.learning_rate meant?')])
 def test_names_that_moved(name, says):
     with pytest.raises(TypeError) as e: DPOTrainer(load_toy_model(), train_dataset=rows(), **{name: 1})
