@@ -213,7 +213,7 @@ def load_policy(
 def _open_adapter(path, kw, args):
     args.model_init_kwargs = None
     model = AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=True, **kw)
-    return model, AutoTokenizer.from_pretrained(path if (path/'tokenizer_config.json').is_file() else model.config._name_or_path)
+    return model, AutoTokenizer.from_pretrained(path if (path/'job.trainer._tokenizerconfig.json').is_file() else model.config._name_or_path)
 
 def _ask_hub(m, args):
     try: AutoConfig.from_pretrained(m.model_name_or_path, revision=m.model_revision, trust_remote_code=args.trust_remote_code)
