@@ -124,7 +124,7 @@ _style = ('<style>.dpo-live,.dpo-live table{font:13px/1.5 sans-serif}.dpo-live.c
           '.dpo-live svg text{font-size:11px;fill:currentColor}.dpo-live .line{fill:none;stroke-width:1.8}.dpo-live .grid{stroke-opacity:.15}.dpo-live .cursor{display:none}'
           '.dpo-live i{display:inline-block;width:1.8em;vertical-align:middle;border-top:2px solid}.dpo-live .train,.dpo-live .chosen{stroke:#2f86c9;border-color:#2f86c9}'
           '.dpo-live .held{stroke:#a8792b;border-color:#a8792b;stroke-dasharray:2 2;border-top-style:dotted}.dpo-live .rejected{stroke:#d9620c;border-color:#d9620c;stroke-dasharray:5 3;border-top-style:dashed}'
-          '.dpo-live .tokens{white-space:pre-wrap}' + ''.join(f'.dpo-live .p{k}{{background:rgb(0 133 88/.{7*k:02})}}.dpo-live .n{k}{{background:rgb(128 62 168/.{7*k:02})}}' for k in range(1, 9)) + '</style>')
+          '.dpo-live .tokens{white-space:pre-wrap}' + ''.join(f'.dpo-live .p{k}{{background:rgb(0 133 88/.{6*k:02})}}.dpo-live .n{k}{{background:rgb(128 62 168/.{6*k:02})}}' for k in range(1, 9)) + '</style>')
 
 # %% ../../nbs/train/59_live.ipynb #04093050
 def live_texts(
