@@ -16,18 +16,18 @@ from bench_trl import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = dict(hidden=384, inner=1024, layers=8, vocab=32_000, batch=2, prompt=200, answer=200, steps=2)  # 28 million weights
-SMALL = dict(bf16=True, above=2**16)  # tensors of less than 1 MB
+SMALL = dict(above=2**16)  # many tensors of less than 1 MB
 SMOL = dict(model='smollm2', batch=2, prompt=200, answer=200, steps=2)
 CASES = {
     'base': BASE | dict(kept=True),
     'vocabulary 128k': BASE | dict(vocab=128_000), 'untied': BASE | dict(tied=False), 'wide': BASE | dict(hidden=768, inner=2048, kept=True),
-    'not checkpointed, batch 8': BASE | dict(checkpointing=False, batch=8, kept=True), 'bf16': BASE | SMALL, 'bf16, not checkpointed, batch 8': BASE | dict(bf16=True, checkpointing=False, batch=8),
-    'batch 8': BASE | dict(batch=8), 'deep': BASE | dict(layers=24), 'bf16, batch 8': BASE | SMALL | dict(batch=8),
+    'not checkpointed, batch 8': BASE | dict(checkpointing=False, batch=8, kept=True), 'bf16': BASE | SMALL | dict(bf16=True), 'bf16, not checkpointed, batch 8': BASE | dict(bf16=True, checkpointing=False, batch=8),
+    'batch 8': BASE | SMALL | dict(batch=8), 'deep': BASE | dict(layers=24), 'bf16, batch 8': BASE | SMALL | dict(bf16=True, batch=8),
     'LoRA, wide': BASE | dict(lora=16, hidden=768, inner=2048), 'LoRA, not checkpointed': BASE | dict(lora=16, checkpointing=False, batch=4),
-    'LoRA, bf16, deep': BASE | SMALL | dict(lora=16, layers=24),
+    'LoRA, bf16, deep': BASE | SMALL | dict(bf16=True, lora=16, layers=24),
     'precomputed': BASE | dict(precompute=True), 'precomputed, bf16, wide': BASE | dict(precompute=True, bf16=True, hidden=768, inner=2048),
     'long answers': BASE | dict(answer=1500), 'long prompts': BASE | dict(prompt=1500),
-    'SmolLM2': SMOL | dict(kept=True), 'SmolLM2, bf16': SMOL | dict(bf16=True), 'SmolLM2, LoRA': SMOL | dict(lora=16),
+    'SmolLM2': SMOL | dict(kept=True), 'SmolLM2, bf16': SMOL | dict(bf16=True), 'SmolLM2, LoRA': SMOL | SMALL | dict(lora=16),
 }
 
 
