@@ -71,7 +71,7 @@ def objective(
 )->tuple[Tensor, Tensor]: # chosen and rejected, each `[B]`; logit, with ipo nats per token
     "The two numbers of a pair whose difference the loss is about."
     fs = [f for f,_ in bound if getattr(f, 'func', f) is not losses['sft']] or [f for f,_ in bound]
-    compare = _compares.get(getattr(fs[0], 'func', fs[0]))
+    compare = next((c for f,c in _compares.items() if f is getattr(fs[0], 'func', fs[0])), None)  # a loss of one's own may have no hash
     if compare is None: return beta*p.chosen_scores, beta*p.rejected_scores
     return compare(p, **(dict(beta=beta) | getattr(fs[0], 'keywords', {})))
 
