@@ -89,7 +89,7 @@ def needs_reference(
     loss_type:list|str|Callable, # As in `bind_losses`
 )->bool: # False if no loss looks at the reference's log-probs
     "Does any of these losses need a reference model?"
-    return any(t not in reference_free for t in _as_list(loss_type))
+    return any(not isinstance(t, str) or t not in reference_free for t in _as_list(loss_type))
 
 # %% ../../nbs/losses/29_registry.ipynb #2046ce08
 _made_up = PairLogps(*(torch.tensor(v) for v in ([-8.5,-6.], [-9.5,-7.], [-10.,-5.], [-9.,-8.], [5.,3.], [4.,4.])))
