@@ -177,3 +177,14 @@ def test_a_picture_that_comes_late_in_a_stream_is_not_dropped(tmp_path):
     args = DPOConfig(str(tmp_path/'out'), max_steps=2, per_device_train_batch_size=2, bf16=False, use_cpu=True, save_strategy='no', report_to='none', disable_tqdm=True)
     t = DPOTrainer(load_toy_model(), args=args, train_dataset=IterableDataset.from_generator(late), processing_class=load_toy_tokenizer())
     with pytest.raises(ValueError, match='row 2 of the train dataset has images, and the first rows have none'): t.train()
+
+
+def test_a_loss_that_cannot_be_a_key_trains(tmp_path):
+    from dataclasses import dataclass
+    @dataclass
+    class Mine:
+        scale:float = 1.
+        def __call__(self, p, *, beta=.1): return -torch.nn.functional.logsigmoid(self.scale*beta*p.delta)
+    t = dpo(tmp_path, loss_type=[Mine()], logging_steps=1)
+    t.train()
+    assert abs(t.state.log_history[0]['loss'] - .693147) < 1e-5 and t.state.log_history[0]['objective/margins'] == 0
