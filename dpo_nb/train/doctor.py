@@ -54,12 +54,12 @@ def aside(
     "Let the trainer compute without a trace: another metric log, no gradients, the random state put back."
     log, state, training = trainer.metric_log, torch.get_rng_state(), trainer.model.training
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    trainer.metric_log = MetricLog()
+    cache, trainer.ref_cache, trainer.metric_log = trainer.ref_cache, None, MetricLog()  # what is remembered must come from training's own batches
     try:
         trainer.model.train()
         with torch.no_grad(): yield trainer.metric_log
     finally:
-        trainer.metric_log = log
+        trainer.metric_log, trainer.ref_cache = log, cache
         torch.set_rng_state(state)
         if devices: torch.cuda.set_rng_state_all(devices)
         trainer.model.train(training)
