@@ -117,7 +117,7 @@ def work(side, c, profile=False):
         t.training_step = counted
         with contextlib.redirect_stdout(open(os.devnull, 'w')), torch.profiler.profile() if profile else contextlib.nullcontext() as p: t.train()
     logs = [h for h in t.state.log_history if 'loss' in h]
-    unit = 1e6 if sys.platform != 'darwin' else 1e9  # Linux counts kB, macOS bytes
+    unit = 1e9/1024 if sys.platform != 'darwin' else 1e9  # Linux counts KiB, macOS bytes
     share = {}
     for e in p.key_averages() if profile else (): share[kind_of(e.key)] = share.get(kind_of(e.key), 0) + e.self_cpu_time_total/1e6
     print(json.dumps(dict(profile={k: round(x, 2) for k, x in share.items()}, computed=seen[0], scored=seen[1], rate=matrix_rate(torch.bfloat16 if c.get('bf16') else torch.float32), tokens=logs[-1]['num_tokens'], cpu=clock.cpu, wall=clock.wall, losses=[h['loss'] for h in logs],
