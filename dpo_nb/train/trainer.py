@@ -336,8 +336,6 @@ class DPOTrainer(Trainer):
         for make in [lambda t: ContinueTokenCount(t.metric_log), lambda t: RememberReference(t.identify_reference), _Restore, *self.own_callbacks]: self.add_callback(make(self))
         self.refuse_data_parallel()
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, so gradient accumulation averages it
-        models = [m for m in (self.model, ref_model) if m is not None]  # tried before autocast rounds
-        self.computed_twice = 'pairs with pictures are not packed' if self._is_vision_dataset else share_prompts(models, args)
         self.place_reference(ref_model)
         self.model.add_model_tags(self._tag_names)
         if self._is_vision_dataset: self.check_pictures()
@@ -355,7 +353,9 @@ class DPOTrainer(Trainer):
         self.warned = None
 
     def place_reference(self, ref_model):
-        "Put the reference where the policy will be, in pieces if the policy is; note its hash while it is whole; let it follow, if it shall."
+        "Share its prompts, put the reference where the policy will be, in pieces if the policy is; note its hash while it is whole; let it follow, if it shall."
+        models = [m for m in (self.model, ref_model) if m is not None]  # tried before autocast rounds
+        self.computed_twice = 'pairs with pictures are not packed' if self._is_vision_dataset else share_prompts(models, self.args)
         self.ref_model = ref_model
         self._ref_hash = broadcast_object_list([self.hash_reference()])[0] if self.args.precompute_ref_log_probs else None
         if ref_model is not None and self.args.use_liger_kernel:
