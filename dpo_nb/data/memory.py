@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from .fused import words_at_a_time
+from .prefix import rows_up_to
 
 # %% ../../nbs/data/38_memory.ipynb #747d11e9
 def layer_bytes(
@@ -21,6 +22,10 @@ def layer_bytes(
     c = config.get_text_config()
     H, I = c.hidden_size, getattr(c, 'intermediate_size', None) or 4*c.hidden_size
     K = H*(getattr(c, 'num_key_value_heads', None) or c.num_attention_heads)//c.num_attention_heads
+    longest = max(p+max(a, b) for p,a,b in parts)
+    if longest<=rows_up_to:  # attention in rows keeps its own copies
+        T, R = sum(map(sum, parts)), 2*len(parts)*longest
+        return T*(28*H+8*I) + R*(4*H+4*K) if bf16 else 4*(T*(7*H+4*I) + R*(2*H+2*K))
     T, w, l, mask = (sum(x) for x in zip(*((p+a+b, p+a, p+b, b*(p+b)) for p,a,b in parts)))
     return T*(32*H+8*I+2*K) + K*(2*w+4*l) + 2*mask if bf16 else 4*(T*(9*H+4*I+2*K) + 2*K*l + mask)
 
