@@ -42,6 +42,12 @@ def links(text, here, cfg):
     return LINK.sub(lambda m: m[1] + relative(m[2], here, cfg), text)
 
 
+def plain_markdown(text):
+    "nbdev links names inside links too, where one link is enough, and the renderer sees no formula that begins a cell of a table which ends in a digit."
+    text = re.sub(r'\[\[(`[^`]+`)\]\([^)\s]*\)\]\(', r'[\1](', text)
+    return re.sub(r'(?m)(?<=\| )(?=\$(?:[^|\n]|\\\|)*[\d²³] \|)', '&#8203;', text)
+
+
 def unlink_code(text):
     "nbdev links names inside the signatures of its API tables too, where a reader sees raw Markdown: take those links out."
     parts = re.split(r'(?ms)(^```.*?^```$)', text)
@@ -76,7 +82,7 @@ def rename():
         said_once(nb.cells)
         for c in nb.cells:
             if c.cell_type == 'raw': c.source = re.sub(r'(?m)^output-file: .*\n', '', c.source)  # now the page's own name
-            if c.cell_type == 'markdown': c.source = links(fill(c.source, cfg), here, cfg)
+            if c.cell_type == 'markdown': c.source = links(plain_markdown(fill(c.source, cfg)), here, cfg)
             for o in c.get('outputs', []):
                 for mime in {'text/markdown', 'text/html'} & set(o.get('data', {})):
                     o.data[mime] = links(unlink_code(''.join(o.data[mime])), here, cfg)

@@ -95,6 +95,16 @@ def test_formulas_are_shown_as_formulas(site):
     assert not found, '\n'.join(found)
 
 
+def test_nothing_is_left_in_markdown(site):
+    "Outside code and formulas a reader sees no mark-up: no brackets of a link, no dollars around TeX, no fence of a callout."
+    found = []
+    for page in site.rglob('*.html'):
+        text = page.read_text(encoding='utf-8')
+        shown = re.sub(r'(?s)<(head|script|style|pre|code|math|svg)\b.*?</\1>', '', text)
+        found += [f'{page.name}: {m[0]}' for m in re.finditer(r'.{0,40}(?:\]\(|\$[^$<]*\\[a-z]|:::|\*\*\w).{0,40}', re.sub('<[^>]*>', '', shown))]
+    assert not found, '\n'.join(found)
+
+
 def browser():
     "The system's Chromium; where there is none a developer's run skips, a CI run fails."
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
