@@ -47,7 +47,7 @@ def load(c, folder):
     if c['data'] == 'reviews': rows = load_toy_pairs()['train'].to_list()
     elif c['data'] == 'made': rows = made_pairs(c)
     else: rows = [json.loads(l) for l in (CHATS if c['data'] == 'chats' else ROOT/'dpo_nb'/'assets'/'helpful_mini'/'train.jsonl').read_text(encoding='utf-8').splitlines()]
-    rows = [{k: r[k] for k in ('prompt', 'chosen', 'rejected') if k in r} for r in rows if {'prompt', 'chosen', 'rejected'} <= set(r)]
+    rows = [{k: r[k] for k in ('prompt', 'chosen', 'rejected') if k in r} for r in rows if all(r.get(k) for k in ('prompt', 'chosen', 'rejected'))]
     if c['model'] == 'toy': return toy_path(), load_toy_tokenizer(), rows
     if c['model'] == 'made':
         torch.manual_seed(0)
