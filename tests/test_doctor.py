@@ -126,3 +126,11 @@ def test_the_gradient_is_taken_and_left_alone(trainer):
     own = [p for p in t.model.parameters() if p.requires_grad]
     own[0].grad = torch.ones_like(own[0])
     assert gradient(t)[0].verdict == 'ok' and torch.equal(own[0].grad, torch.ones_like(own[0])) and all(p.grad is None for p in own[1:])
+
+
+def test_a_mark_that_opens_every_turn_is_no_second_bos():
+    "SmolLM2's BOS is the mark of a turn; two of them side by side, or one before the answer, are still found."
+    from dpo_nb.train.doctor import row_counts
+    turns = dict(prompt_ids=[1, 5, 2, 1, 6, 2, 1, 9], chosen_ids=[7, 2], rejected_ids=[8, 2])
+    found = [row_counts([turns | more], 1, 2)['two_bos'] for more in ({}, dict(prompt_ids=[1, 1, 5]), dict(chosen_ids=[1, 7, 2]))]
+    assert found == [0, 1, 1]

@@ -226,7 +226,7 @@ def row_counts(
     told = sum(max(first[0][t], first[1][t]) if first[0][t]+first[1][t] >= 10 else (first[0][t]+first[1][t])/2 for t in {*first[0], *first[1]})
     return dict(rows=len(rows), empty=sum(min(len(r['chosen_ids']), len(r['rejected_ids'])) < 2 for r in rows), first_word=told/max(2*len(rows), 1), identical=sum(r['chosen_ids']==r['rejected_ids'] for r in rows), repeated=len(rows)-len(keys),
                 chosen_ends=ends('chosen'), rejected_ends=ends('rejected'), cut=sum(map(too_long, rows)),
-                two_bos=sum((r['prompt_ids']+r['chosen_ids']).count(bos) > 1 for r in rows) if bos is not None and bos!=eos else 0,
+                two_bos=sum(r['prompt_ids'][:2]==[bos,bos] or r['chosen_ids'][:1]==[bos] for r in rows) if bos is not None and bos!=eos else 0,  # some templates open every turn with it
                 length_accuracy=max(longer, len(rows)-equal-longer)/max(len(rows)-equal, 1))
 
 # %% ../../nbs/train/54_doctor.ipynb #0bc8a8b6
