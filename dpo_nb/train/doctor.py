@@ -13,6 +13,7 @@ import html, math, statistics
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -83,11 +84,11 @@ def step_zero(
     trainer, # A `DPOTrainer` that has not been trained yet
     ref_differs:bool=False, # The reference is meant to be another model
 )->list[Finding]:
-    "One batch through the loss: are rewards 0, and is the loss what it must be?"
+    "Two pairs through the loss: are rewards 0, and is the loss what it must be?"
     if trainer.state.global_step: return [Finding('step 0', f'the run is at step {trainer.state.global_step}; nothing to compare')]
     if not needs_reference(trainer.args.loss_type): return [Finding('step 0', 'no loss looks at a reference; nothing to compare')]
     with aside(trainer) as log:
-        loss = trainer.compute_loss(trainer.model, first_batch(trainer)).item()
+        loss = trainer.compute_loss(trainer.model, first_batch(trainer, min(2, trainer.args.per_device_train_batch_size))).item()
         seen = log.pop('train')
     reward = max(abs(seen['rewards/chosen']), abs(seen['rewards/rejected']))/trainer.args.beta
     types, weights = trainer.args.loss_type, trainer.args.loss_weights or [1.]*len(trainer.args.loss_type)
@@ -276,12 +277,14 @@ def data_findings(
 # %% ../../nbs/train/54_doctor.ipynb #43b43c88
 def reference_alone(
     trainer, # A `DPOTrainer`
-    n:int=32, # Pairs
+    n:int=32, # Pairs at most
+    tokens:int=16_000, # Tokens at most, so that long pairs of a large model take seconds
 )->list[Finding]:
     "How often the reference finds the chosen answer likelier, before training."
     if not needs_reference(trainer.args.loss_type): return []
     with aside(trainer):
-        b = first_batch(trainer, n)
+        sizes = list(accumulate(len(r['prompt_ids'])+len(r['chosen_ids'])+len(r['rejected_ids']) for r in sample_rows(trainer.train_dataset, n)))
+        b = first_batch(trainer, max(1, sum(x<=tokens for x in sizes)) if sizes else n)
         w, l = trainer.ref_logps(trainer.model, {k: v for k,v in b.items() if not k.startswith('pair_')})[0].chunk(2)
     share = (.5+.5*(w-l).sign()).mean().item()
     sure = len(w) >= 30 and not .03 < share < .97
