@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .widgets import _ticks, rounded
+from .widgets import numbers_in, script_of
 
 # %% ../nbs/09_brush_and_trails.ipynb #8b373fc6
 brush_style = '''.dpo-brush{margin:0 0 1rem;max-width:560px}.dpo-brush label,.dpo-brush .g{white-space:nowrap;margin-right:.6em}.dpo-brush .g{display:inline-block;min-width:16em}.dpo-brush input{width:9em;max-width:45vw;vertical-align:middle}
@@ -89,7 +90,6 @@ def _points(x, y, X, Y, ylim): return ' '.join(f'{X(a)},{Y(b)}' for a,b in zip(x
 
 def _number(v): return (f'{v:.3g}' if abs(v) >= 5e-4 else '0').replace('-', '−')
 
-def _json(data): return json.dumps(data, separators=(',', ':'), ensure_ascii=False).replace('<', '\\u003c')
 
 def _brush_html(f):
     d, (i, j) = f.data, f.start
@@ -104,7 +104,7 @@ def _brush_html(f):
     return (f'<figure class="dpo-brush"><style>{brush_style}</style><p>{slide("from", i)}{slide("to", j)}</p><p class="said" aria-live="polite">{html.escape(said)}</p>'
             f'<svg role="img" viewBox="0 0 {_W} {_H}" aria-label="{html.escape(f.ylabel)} over {html.escape(f.xlabel)}, {len(f.names)} curves">{band}{axes}{lines}</svg>'
             f'<table><thead><tr><th scope="col">curve</th><th scope="col">mean</th><th scope="col">there</th></tr></thead><tbody>{rows}</tbody></table>'
-            f'<noscript>Without JavaScript this figure keeps its first stretch.</noscript><script type="application/json">{_json(d)}</script><script>{brush_script}</script></figure>')
+            f'<noscript>Without JavaScript this figure keeps its first stretch.</noscript>{script_of(d)}<script>{brush_script}</script></figure>')
 
 # %% ../nbs/09_brush_and_trails.ipynb #4bacf980
 trail_style = brush_style.replace('dpo-brush', 'dpo-trails')
@@ -173,4 +173,4 @@ def _trails_html(f):
             f'<label>step <input type="range" min="0" max="{last}" value="{last}"></label> <output>{f.steps[-1]}</output></p><p class="said" aria-live="polite">{html.escape(_where(f, f.start, -1))}</p>'
             f'<svg role="img" viewBox="0 0 {_W} {_H}" aria-label="{html.escape(f.ylabel)} over {html.escape(f.xlabel)}, {len(f.names)} paths under the border">{axes}{border}{trails}'
             f'<circle r="4" cx="{X(end[0])}" cy="{Y(end[1])}" fill="#d62728"/></svg>'
-            f'<noscript>Without JavaScript this figure keeps its first path.</noscript><script type="application/json">{_json(d)}</script><script>{trail_script}</script></figure>')
+            f'<noscript>Without JavaScript this figure keeps its first path.</noscript>{script_of(d)}<script>{trail_script}</script></figure>')

@@ -9,6 +9,8 @@ __all__ = ['columns', 'run_style', 'run_script', 'W', 'H', 'left', 'bottom', 'ru
 # %% ../nbs/explain/67_reading_a_run.ipynb #3fc9844f
 import html, json, math, re
 
+from .widgets import numbers_in, script_of
+
 # %% ../nbs/explain/67_reading_a_run.ipynb #591fb657
 columns = dict(loss='loss', chosen='rewards/chosen', rejected='rewards/rejected', accuracy='rewards/accuracies')
 
@@ -102,11 +104,10 @@ class RunView:
         pick = f'<label>pairs <select>{options}</select></label> ' if len(self.sets) > 1 else ''
         slider = f'<label>step <input type="range" min="0" max="{top}" value="{top}" aria-valuetext="step {self.steps[-1]}"></label> <output>{self.steps[-1]}</output>'
         rows = ''.join(_run_html(self, q, s) for q in range(len(self.runs)) for s in self.sets if s in self.runs[q]['curves'])
-        numbers = json.dumps(self.data, separators=(',', ':'), ensure_ascii=False).replace('<', '\\u003c')
         return (f'<figure class="dpo-runs"><style>{run_style}</style>' + (f'<p><b>{html.escape(self.title)}</b></p>' if self.title else '') +
                 f'<p>{pick}{slider}</p>{rows}<p><small>Grey between the two rewards: the margin. Numbers at the top of a panel mark the moments listed above it.</small></p>'
                 '<noscript>Without JavaScript this figure shows the last step.</noscript>'
-                f'<script type="application/json">{numbers}</script><script>{run_script}</script></figure>')
+                f'{script_of(self.data)}<script>{run_script}</script></figure>')
 
     def _repr_html_(self): return self.html()
 
@@ -115,7 +116,7 @@ class RunView:
         text:str, # HTML of a figure
     )->dict: # As `data`
         "The numbers that a published figure really holds."
-        return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.S)[1])
+        return numbers_in(text)
 
 _panels = dict(loss=['loss'], reward=['chosen', 'rejected'], accuracy=['accuracy'])
 

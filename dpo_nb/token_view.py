@@ -10,6 +10,8 @@ import html, json, math, re
 
 import matplotlib.pyplot as plt
 
+from .widgets import numbers_in, script_of
+
 # %% ../nbs/08_token_view.ipynb #fa56c7df
 def visible(
     text, # A token, or a whole prompt
@@ -128,7 +130,7 @@ class TokenView:
         text:str, # HTML of a figure
     )->dict: # As `data`
         "The numbers that a published figure really holds."
-        return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.S)[1])
+        return numbers_in(text)
 
 _sides, _most = ('chosen', 'rejected'), 400
 
@@ -158,12 +160,11 @@ def _fragment(view):
     pick = f'<label>pair <select>{options}</select></label> ' if many else ''
     slider = (f'<label>checkpoint <input type="range" min="0" max="{last}" value="{last}" aria-valuetext="step {p["steps"][last]}"></label> <span class="g">step <output>{p["steps"][last]}</output></span>') if moves else ''
     legend = f'Green and a solid line: more likely than under the reference. Purple and a dotted line: less. Full colour from ±{view.limit:.3g} on. '
-    numbers = json.dumps(view.data, separators=(',', ':'), ensure_ascii=False).replace('<', '\\u003c')
     return (f'<figure class="dpo-tokens"><style>{token_style}</style>' + (f'<p><b>{html.escape(view.title)}</b></p>' if view.title else '') +
             (f'<p>{pick}{slider}</p>' if many or moves else '') + _answers(view, p, last) +
             f'<p class="say" aria-live="polite"></p><p><small>{legend}Point at a token, or walk with Tab and the arrow keys, for its number.</small></p>'
             '<noscript>Without JavaScript this figure shows its first pair after the last checkpoint.</noscript>'
-            f'<script type="application/json">{numbers}</script><script>{token_script}</script></figure>')
+            f'{script_of(view.data)}<script>{token_script}</script></figure>')
 
 # %% ../nbs/08_token_view.ipynb #f41459d2
 def token_view(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .prefix import pack, packable
 from ..token_view import visible
+from ..widgets import numbers_in, script_of
 
 # %% ../../nbs/data/39_batch_view.ipynb #613e9da1
 kinds = {'p': 'prompt, not scored', 'c': 'chosen', 'r': 'rejected', 'b': 'beginning of both answers', '.': 'filling', 'x': 'cut off'}
@@ -129,11 +130,10 @@ class BatchView:
         both = all(s['packed'] for s in self.settings)
         lay = '<label>layout <select class="lay"><option value="padded">padded</option><option value="packed">shared prefix</option></select></label> ' if both else ''
         what = ''.join(f'<option value="{k}">{v}</option>' for k,v in _written.items())
-        numbers = json.dumps(self.data, separators=(',', ':'), ensure_ascii=False).replace('<', '\\u003c')
         return (f'<figure class="dpo-batch"><style>{batch_style}</style>' + (f'<p><b>{html.escape(self.title)}</b></p>' if self.title else '') +
                 f'<p>{lay}<label>show <select class="what">{what}</select></label> {slider}</p>{_places(self)}'
                 '<noscript>Without JavaScript this figure shows the outline of the padded batch.</noscript>'
-                f'<script type="application/json">{numbers}</script><script>{batch_script}</script></figure>')
+                f'{script_of(self.data)}<script>{batch_script}</script></figure>')
 
     def _repr_html_(self): return self.html()
 
@@ -142,7 +142,7 @@ class BatchView:
         text:str, # HTML of a figure
     )->dict: # As `data`, with the ids among the words as strings
         "The numbers that a published figure really holds."
-        return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.S)[1])
+        return numbers_in(text)
 
 _written = dict(map='outline', text='text', ids='ids', attention='attention mask', completion='completion mask', position='positions')
 _css = dict(p='kp', c='kc', r='kr', b='kb', x='kx') | {'.': 'kf'}
