@@ -442,10 +442,11 @@ class DPOTrainer(Trainer):
         ours = type(self.data_collator) in (DataCollatorForPreference, DataCollatorForVisionPreference)  # others get the columns they know
         if args.ledger and name=='train' and ours: dataset = number_rows(dataset)
         if self._is_vision_dataset: return self.prepare_pictures(dataset, name, args)
-        limit = args.max_length if args.overlong=='truncate' else None  # otherwise nothing is left to cut
+        limit, given = args.max_length if args.overlong=='truncate' else None, dataset  # without overlong='truncate' nothing is left to cut
         dataset = prepare_dataset(dataset, self._tokenizer, max_length=limit, truncation_mode=args.truncation_mode,
                                   num_proc=args.dataset_num_proc, name=name)
         dataset = handle_overlong(dataset, args.max_length, args.overlong, name)
+        if isinstance(dataset, Dataset): vars(self).setdefault('left_out', {})[name] = len(given)-len(dataset)  # the doctor tells
         dataset = mark_turns(dataset, self._tokenizer, args.loss_on, args.dataset_num_proc, name)
         return name_columns(dataset, args.weight_column, args.margin_column, name)
 
