@@ -28,7 +28,7 @@ class Reader:
     def __init__(self, folder):
         from jupyter_client.manager import start_new_kernel
         self.manager, self.client = start_new_kernel(kernel_name='python3', cwd=str(folder), env=os.environ | dict(OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE'))
-        self.widgets, self.closed, self.outputs, self.idle, self.subshell = {}, set(), [], set(), None
+        self.widgets, self.closed, self.outputs, self.idle, self.subshell, self.state = {}, set(), [], set(), None, ''
 
     def __enter__(self): return self
 
@@ -48,7 +48,9 @@ class Reader:
             elif kind == 'comm_msg' and c['data'].get('method') == 'update' and c['comm_id'] in self.widgets: self.widgets[c['comm_id']].update(c['data']['state'])
             elif kind == 'comm_close': self.closed.add(c['comm_id'])
             elif kind in ('stream', 'display_data', 'update_display_data', 'execute_result', 'error'): self.outputs.append((kind, c))
-            elif kind == 'status' and c['execution_state'] == 'idle': self.idle.add(m['parent_header'].get('msg_id'))
+            elif kind == 'status':
+                self.state = c['execution_state']  # what JupyterLab writes beside the kernel's name
+                if self.state == 'idle': self.idle.add(m['parent_header'].get('msg_id'))
 
     def texts(self): return ''.join(c.get('text', '') or '\n'.join(c.get('traceback', [])) for _, c in self.outputs)
 
@@ -107,7 +109,7 @@ def test_buttons_answer_while_train_holds_the_kernel(reader, tmp_path, subshell)
     time.sleep(.5)
     assert reader.step() == stands and training not in reader.idle
     reader.click(pause)
-    reader.until(lambda: reader.step() > stands + 2)
+    reader.until(lambda: reader.step() > stands + 2 and reader.state == 'busy')  # the click made it idle, for the reader
     assert 'learning rate 0.0002 → 5e-05' in reader.shown()
     assert 'after the run' not in reader.texts()  # a cell that was sent meanwhile waits
     reader.click(reader.find(description='Stop and save'))
@@ -132,6 +134,7 @@ def test_an_interrupted_run_leaves_no_widget(reader):
     reader.manager.interrupt_kernel()
     reader.until(lambda: training in reader.idle)
     assert 'KeyboardInterrupt' in reader.texts() and set(reader.widgets) == reader.closed
+    assert any(re.match(r'interrupted after step \d+ of 2000', c['data'].get('text/plain', '')) for k, c in reader.outputs if k == 'update_display_data')
     reader.outputs.clear()
     reader.run("print([type(c).__name__ for c in trainer.callback_handler.callbacks])")
     assert 'NotebookProgressCallback' in reader.texts()  # it was put aside, and is back
