@@ -225,7 +225,7 @@ def doctor(
     built = _build(argv, 'doctor')
     if built is None: return 2
     found = examine(built[0].trainer)
-    print(found)
+    if _first_process(): print(found)
     return 0 if found.healthy else 1
 
 # %% ../nbs/train/58_cli.ipynb #45573583

@@ -70,6 +70,11 @@ def history(folder, out, batch, name, where=None, **more):
     return t.state.log_history
 
 
+def examined(folder, out, **more):
+    "What the doctor finds before training, as (name, value, verdict)."
+    return [(f.name, f.value, f.verdict) for f in trainer(folder, out/'doctor', 2, **more).doctor()]
+
+
 def one_batch(n=4):
     tok = load_toy_tokenizer()
     rows = prepare_dataset(load_toy_pairs()['train'].select(range(n)), tok)
@@ -112,7 +117,7 @@ if __name__ == '__main__':
     folder, out, way = Path(sys.argv[1]), Path(sys.argv[2]), (sys.argv+['ddp'])[3]
     if way == 'ddp':
         seen = {name: history(folder, out, 2, name) for name in RUNS}
-        end(seen | dict(sharded=sharded(folder, out, torch.distributed.get_rank())), out)
+        end(seen | dict(doctor=examined(folder, out), sharded=sharded(folder, out, torch.distributed.get_rank())), out)
     spread_on_a_cpu(way)
     names, more = SPREAD[way]
     needed = {RUNS[n]['resume'] for n in names if 'resume' in RUNS[n]} - set(names)
@@ -121,4 +126,4 @@ if __name__ == '__main__':
         seen[name] = history(folder, out, 2, name, where, **more)
         if name == 'plain': where.pop('trainer').save_model(str(out/'whole'))
     where.pop('trainer', None)
-    end(seen | dict(where=where), out)
+    end(seen | dict(where=where, doctor=examined(folder, out, **more)), out)

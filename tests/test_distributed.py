@@ -56,6 +56,12 @@ def test_the_ledger_is_that_of_one_process(name, two, tiny, tmp_path):
     assert len(b) == 16 and [x[:2] for x in a] == [x[:2] for x in b] and [x[2] for x in a] == pytest.approx([x[2] for x in b], rel=1e-3, abs=2e-5)
 
 
+def test_the_doctor_finds_the_same_in_both_processes(two):
+    (a, b), _ = two
+    for seen in (a, b): assert [name for name, _, verdict in seen['doctor'] if verdict != 'ok'] == ['learning rate']
+    assert [f for f in a['doctor'] if f[0] != 'memory'] == [f for f in b['doctor'] if f[0] != 'memory'] and 'gradient' in [f[0] for f in a['doctor']]
+
+
 def test_weights_scattered_by_fully_shard(two, tiny):
     (a, b), out = two
     policy = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
@@ -101,6 +107,14 @@ def test_where_the_reference_is(way, kind, spread):
     (rank, _), _ = spread(way)
     assert rank['where']['plain'] == [kind]
     assert rank['where'].get('precomputed', []) == []
+
+
+@pytest.mark.parametrize('way', SPREAD)
+def test_the_doctor_examines_what_will_be_spread(way, spread):
+    for seen in spread(way)[0]:
+        assert [name for name, _, verdict in seen['doctor'] if verdict != 'ok'] == ['learning rate']
+        said = {name: value for name, value, _ in seen['doctor']}
+        assert said['step 0'].startswith('not asked: ZeRO-3' if way == 'zero3' else 'loss 0.6931 (must be 0.6931)') and said['trainable weights'].startswith('72,160 of 72,160')
 
 
 def test_what_fsdp2_leaves_behind_loads_in_one_process(spread, tmp_path):

@@ -105,6 +105,10 @@ def short_pair(
 _at_start = dict(sigmoid=math.log(2), robust=math.log(2), cdpo=math.log(2), hinge=1., nca_pair=2*math.log(2), bco_pair=2*math.log(2), bco=2*math.log(2),
                  apo_zero=1., apo_down=1., aot=math.log(2), aot_unpaired=math.log(2), sigmoid_norm=math.log(2), dpop=math.log(2), chi_po=math.log(2))
 
+def _in_pieces(trainer): return any(hasattr(p, 'ds_id') for p in trainer.model.parameters())
+
+def _count(weights): return sum(getattr(p, 'ds_numel', p.numel()) for p in weights)  # a piece of DeepSpeed's knows how many the whole has
+
 def step_zero(
     trainer, # A `DPOTrainer` that has not been trained yet
     ref_differs:bool=False, # The reference is meant to be another model
@@ -112,6 +116,7 @@ def step_zero(
     "One pair through the loss: are rewards 0, and is the loss what it must be?"
     if trainer.state.global_step: return [Finding('step 0', f'the run is at step {trainer.state.global_step}; nothing to compare')]
     if not needs_reference(trainer.args.loss_type): return [Finding('step 0', 'no loss looks at a reference; nothing to compare')]
+    if _in_pieces(trainer): return [Finding('step 0', 'not asked: ZeRO-3 has spread the weights over the processes, and joins them only in training')]
     with aside(trainer) as log:
         loss = trainer.compute_loss(trainer.model, as_batch(trainer, short_pair(trainer))).item()
         seen = log.pop('train')
@@ -136,7 +141,7 @@ def reference_source(
     adapter = "the frozen copy 'ref' of the adapter" if isinstance(model, PeftModel) and 'ref' in model.peft_config else 'the policy with its adapter switched off'
     if trainer.ref_model is None and isinstance(model, PeftModel): what = adapter
     elif trainer.ref_model is None: what = 'the policy as it was passed'
-    else: what = f"{'the model that was passed as ref_model' if trainer.ref_given else 'a frozen model of its own, copied from the policy'}, {sum(p.numel() for p in trainer.ref_model.parameters()):,} parameters"
+    else: what = f"{'the model that was passed as ref_model' if trainer.ref_given else 'a frozen model of its own, copied from the policy'}, {_count(trainer.ref_model.parameters()):,} parameters"
     if trainer.args.precompute_ref_log_probs: what = f"log-probs computed beforehand by {what} (hash {str(getattr(trainer, '_ref_hash', None))[:8]})"
     half = not trainer.ref_given and is_checkpoint(model.config._name_or_path)
     return [Finding('reference', what, 'warn' if half else 'ok', f'{model.config._name_or_path} is a checkpoint: its half-trained weights are the reference; to go on with that run, pass the model it started from '
@@ -180,8 +185,8 @@ def step_size(
     "Trainable weights, their number format, and the learning rate."
     model, lr = trainer.accelerator.unwrap_model(trainer.model), trainer.args.learning_rate
     own = [p for p in model.parameters() if p.requires_grad]
-    n, total = sum(p.numel() for p in own), sum(p.numel() for p in model.parameters())
-    share, adapter = movable(own, lr), isinstance(model, PeftModel)
+    n, total = _count(own), _count(model.parameters())
+    share, adapter = movable((getattr(p, 'ds_tensor', p) for p in own), lr), isinstance(model, PeftModel)
     width = getattr(model.config.get_text_config(), 'hidden_size', 4096)
     usual = 1e-5*4096/width*(10 if adapter else 1)
     dtypes = ', '.join(sorted({str(p.dtype).removeprefix('torch.') for p in own}))
@@ -292,6 +297,9 @@ def data_findings(
            ask('empty answers', 'empty', 0, 'an answer of nothing but its end teaches to say nothing; remove them unless that is meant'),
            cut_pairs(rows, trainer.args, getattr(trainer, 'left_out', {}).get('train', 0)),
            ask('two BOS tokens', 'two_bos', 0, 'the template and the tokenizer both add one; see the tokenizer\'s add_bos_token')]
+    if tok.bos_token_id is not None and tok('a').input_ids[:1]==[tok.bos_token_id]:
+        none = sum(r['prompt_ids'][:1]!=[tok.bos_token_id] for r in rows)
+        out += [Finding('no BOS token', f'{none:,} of {n:,} pairs', 'warn' if none else 'ok', f'the tokenizer opens every text with {tok.bos_token}, and the chat template does not; the model has hardly seen such texts' if none else '')]
     ends = c['chosen_ends']/n, c['rejected_ends']/n
     sides = f'{ends[0]:.0%} of the chosen, {ends[1]:.0%} of the rejected answers'
     uneven = abs(ends[0]-ends[1]) > .1
@@ -327,7 +335,7 @@ def reference_alone(
     n:int=32, # Pairs
 )->list[Finding]:
     "How often the reference finds the chosen answer's beginning likelier, before training."
-    if not needs_reference(trainer.args.loss_type): return []
+    if not needs_reference(trainer.args.loss_type) or _in_pieces(trainer): return []
     with aside(trainer):
         b = as_batch(trainer, openings(first_rows(trainer, 8 if trainer._is_vision_dataset else n)))
         w, l = trainer.ref_logps(trainer.model, {k: v for k,v in b.items() if not k.startswith('pair_')})[0].chunk(2)
@@ -341,7 +349,7 @@ def memory_need(
     trainer, # A `DPOTrainer`
 )->int: # Bytes, without activations
     "Bytes of weights, gradients, Adam's moments and reference on this process."
-    size = lambda ps: sum(p.numel()*p.element_size() for p in ps)
+    size = lambda ps: sum(getattr(p, 'ds_tensor', p).numel()*p.element_size() for p in ps)
     model = list(trainer.model.parameters())
     ref = size(trainer.ref_model.parameters()) if isinstance(trainer.ref_model, torch.nn.Module) else 0
     return size(model) + 3*size(p for p in model if p.requires_grad) + ref
