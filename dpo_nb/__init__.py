@@ -17,8 +17,11 @@ __all__ = list(_where)
 
 
 def __getattr__(name):
-    if name not in _where: raise AttributeError(f"module 'dpo_nb' has no attribute {name!r}; it offers {sorted(_where)}")
     from importlib import import_module
+    if name not in _where:
+        advice = None if name.startswith('_') else import_module('dpo_nb.train.hints').advise_import(name)
+        if advice: raise ImportError(advice)  # `from dpo_nb import …` would drop the words of an AttributeError
+        raise AttributeError(f"module 'dpo_nb' has no attribute {name!r}; it offers {sorted(_where)}")
     return getattr(import_module(f'dpo_nb.{_where[name]}'), name)
 
 
