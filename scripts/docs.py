@@ -3,7 +3,7 @@
 
     python scripts/docs.py [--renderer quarto|smalldocs]
 """
-import argparse, html, os, re, shutil, subprocess, sys
+import argparse, html, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # nbdev runs the exported cells of several pages at once
@@ -54,6 +54,27 @@ def unlink_code(text):
     return ''.join(re.sub(r'\[(`[^`]+`)\]\([^)\s]*\)', r'\1', p) if i % 2 else p for i, p in enumerate(parts))
 
 
+def own_names(here):
+    "Where the page `here` documents each name it exports, and each method whose name is an ordinary word."
+    named = [(full.removeprefix(f'{module}.'), place) for module, names in modidx()['syms'].items() for full, (place, _) in names.items()]
+    return {name.rpartition('.')[2]: place for name, place in named if place.partition('#')[0] == here and ('.' not in name or name.rpartition('.')[2].isalpha())}
+
+
+def named_rightly(text, here, code, cfg):
+    """nbdev links whatever in backticks is called like something it knows, and the last page that exports a name wins. A name of this page leads to this page. One of
+    another page must be imported here or look like nothing else: an ordinary word, a private name, an argument or a column of this page, or TRL's own class is no link."""
+    own, imported = own_names(here), set(re.findall(r'\w+', ' '.join(re.findall(r'(?m)^ *from dpo_nb\S* import (.+)$', code))))
+    def judge(m):
+        name, page = re.sub(r'\(.*', '', m[2]), m[3]
+        if page == here: return m[0]
+        if m[1] or m[5]: return f'{m[1] or ""}`{m[2]}`{m[5] or ""}'
+        if name in own: return f'[`{m[2]}`]({doc_url(cfg)}/{own[name]})'
+        used = re.search(rf'\b{name}=(?!=)|([\'"]){name}\1', code)
+        rare = re.search('[_A-Z]', name) and not name.startswith('_') and not used
+        return m[0] if rare or name in imported else f'`{m[2]}`'
+    return re.sub(rf"(TRL(?: [\d.]+)?['’]s )?\[`([^`\n]+)`\]\({re.escape(doc_url(cfg))}/([^)#\s]+)#([^)\s]*)\)( of TRL\b)?", judge, text)
+
+
 def said_once(cells):
     "nbdev prints a signature above the source of the same function: where the source is shown, keep heading and docstring only."
     for i, cell in enumerate(cells):
@@ -80,12 +101,14 @@ def rename():
         here = Path(unnumbered(name))
         nb = read_nb(PROC/name)
         said_once(nb.cells)
+        code = '\n'.join(c.source for c in read_nb(src).cells if c.cell_type == 'code')
+        rightly = lambda text: named_rightly(text, here.with_suffix('.html').as_posix(), code, cfg)
         for c in nb.cells:
             if c.cell_type == 'raw': c.source = re.sub(r'(?m)^output-file: .*\n', '', c.source)  # now the page's own name
-            if c.cell_type == 'markdown': c.source = links(plain_markdown(fill(c.source, cfg)), here, cfg)
+            if c.cell_type == 'markdown': c.source = links(rightly(plain_markdown(fill(c.source, cfg))), here, cfg)
             for o in c.get('outputs', []):
                 for mime in {'text/markdown', 'text/html'} & set(o.get('data', {})):
-                    o.data[mime] = links(unlink_code(''.join(o.data[mime])), here, cfg)
+                    o.data[mime] = links(rightly(unlink_code(''.join(o.data[mime]))), here, cfg)
         nb.cells.insert(1, mk_cell(buttons(name, here, cfg), 'markdown'))
         (PROC/name).unlink()
         if (PROC/here).exists(): sys.exit(f'two pages are called {here} on the site')
@@ -94,25 +117,33 @@ def rename():
     bar.write_text('\n'.join(re.sub(r'^(\s*- )(\S+\.ipynb)$', lambda m: m[1]+unnumbered(m[2]), l) for l in bar.read_text().splitlines()))
 
 
-MATH = re.compile(r'(?s)<span class="math (?:inline|display)">\s*(?:\\\((.*?)\\\)|\\\[(.*?)\\\])\s*</span>([.,;:!?)’]*)')
-TEX = [(r'\\(begin|end)\{(?:aligned|split|gather|gathered)\}', r'\\\1{align*}'), (r'\\arg(?![a-z])', r'\\operatorname{arg}'),  # unknown to latex2mathml
-       (r'\\sim(?![a-z])', '∼'), (r'\\nonumber(?![a-z])', '')]
+MATH = re.compile(r'(?s)([(\[“‘]*)<span class="math (inline|display)">\s*(?:\\[(\[])?(.*?)(?:\\[)\]])?\s*</span>([.,;:!?)\]’”-]*)')
+KATEX = """<link rel="stylesheet" href="FOLDER/katex.min.css">
+<script defer src="FOLDER/katex.min.js"></script><script defer src="FOLDER/copy-tex.min.js"></script>
+<script>document.addEventListener('DOMContentLoaded', () => { for (const e of document.querySelectorAll('.tex'))
+  katex.render(e.textContent, e, {displayMode: e.matches('.display'), throwOnError: false}); });
+for (const when of ['load', 'resize']) addEventListener(when, () => { for (const e of document.querySelectorAll('main .formula')) {  // scrolls where it cannot break
+  const wide = [...e.querySelectorAll('.base')].some(b => b.offsetWidth > e.closest('p, li, td, th, div').clientWidth);
+  e.classList.toggle('wide', wide); wide ? e.tabIndex = 0 : e.removeAttribute('tabindex'); } });</script>
+"""
 
 
-def mathml(out):
-    "Replace smalldocs' call to a script on another host by MathML in the page: formulas need no JavaScript and no network."
-    from latex2mathml.converter import convert
+def formulas(out):
+    "Formulas are drawn by the KaTeX that lies in nbs/katex/, on pages that have any; the TeX is what a page holds, and what is read without JavaScript."
     def formula(m):
-        tex = source = html.unescape(m[1] or m[2]).strip()
-        for old, new in TEX: tex = re.sub(old, new, tex)
-        math = convert(tex, display='inline' if m[1] else 'block').replace('<mi>&</mi>', '<mi>&amp;</mi>')
-        math = math.replace('<math ', f'<math alttext="{html.escape(source)}" ', 1)
-        if not m[1]: return math + m[3]
-        wide = len(html.unescape(re.sub('<[^>]*>', '', math))) > 28  # may not fit a phone, so site.css lets it scroll there
-        return f'<span class="wide-formula">{math}</span>{m[3]}' if wide else f'<span class="formula">{math}{m[3]}</span>'  # no break before a full stop
+        before, kind, tex, after = m[1], m[2], m[3].strip(), m[4]
+        if kind == 'display': return f'{before}<span class="tex display">{tex}</span>{after}'
+        short = ' short'*(len(tex) < 24)  # does not break, nor part from a bracket in front of it; of a longer one the last piece leaves room for a full stop
+        room = f' style="--after: {.36*len(after):.2f}em"'*bool(after)
+        return f'<span class="formula{short}"{room}>{before}<span class="tex">{tex}</span><span class="after">{after}</span></span>'.replace('<span class="after"></span>', '')
+    shutil.copytree(ROOT/'nbs'/'katex', out/'katex', dirs_exist_ok=True)
+    sheet = out/'katex'/'katex.min.css'
+    sheet.write_text(re.sub(r',url\([^)]*\.(?:woff|ttf)\) format\("\w+"\)', '', sheet.read_text(encoding='utf-8')), encoding='utf-8')  # woff2 is enough
     for page in out.rglob('*.html'):
-        text = re.sub(r'\s*<(link|script)\b[^>]*/katex@[^>]*>(</script>)?', '', page.read_text(encoding='utf-8'))
-        page.write_text(MATH.sub(formula, text), encoding='utf-8')
+        text = re.sub(r'\s*<(link|script)\b[^>]*/(?:katex|auto-render)[^>]*>(</script>)?', '', page.read_text(encoding='utf-8'))
+        text, n = MATH.subn(formula, text)
+        if n: text = text.replace('</head>', KATEX.replace('FOLDER', os.path.relpath(out/'katex', page.parent)) + '</head>', 1)
+        page.write_text(text, encoding='utf-8')
 
 
 def own_fonts(out):
@@ -121,13 +152,37 @@ def own_fonts(out):
         sheet.write_text(re.sub(r'@import (?:url\()?["\']?https?:[^)"\']*["\']?\)?;', '', sheet.read_text(encoding='utf-8')), encoding='utf-8')
 
 
+def trimmed(css, words):
+    "A style sheet without the rules for classes that are not among `words`."
+    kept, i = [], 0
+    while (start := css.find('{', i)) >= 0:
+        depth, end = 1, start + 1
+        while depth: depth, end = depth + (css[end] == '{') - (css[end] == '}'), end + 1
+        before, rule = re.fullmatch(r'(?s)(.*?(?:;|\*/)|)([^;/]*)', css[i:start]).groups()
+        body, i = css[start+1:end-1], end
+        if rule.startswith(('@media', '@supports')): body = trimmed(body, words)
+        elif not rule.startswith('@'):
+            classes = lambda one: re.findall(r'\.(-?[A-Za-z_][\w-]*)', re.sub(r'\[[^]]*\]|:not\([^)]*\)', '', one))
+            rule = ','.join(one for one in re.split(r',(?![^(]*\))', rule) if words.issuperset(classes(one)))
+        kept.append(before + (f'{rule}{{{body}}}' if rule and body else ''))
+    return ''.join(kept) + css[i:]
+
+
+def trim(out):
+    "The themes and the icons hold rules for everything that a site might have, half a megabyte; this one keeps what its pages and scripts name."
+    named = [''.join(m) for page in out.rglob('*.html') for m in re.findall(r'class="([^"]*)"|(?s:(<script\b.*?</script>))', page.read_text(encoding='utf-8'))]
+    words = {w for text in [*named, *(f.read_text(encoding='utf-8') for f in out.rglob('site_libs/**/*.js'))] for w in re.findall(r'[\w-]+', text)}
+    for sheet in [*out.rglob('themes/*.css'), *out.rglob('bootstrap-icons*.css')]:
+        sheet.write_text(trimmed(sheet.read_text(encoding='utf-8'), words), encoding='utf-8')
+
+
 ROLES = [(r'(<div class="callout-header[^>]*?) data-bs-toggle', r'\1 role="button" tabindex="0" data-bs-toggle'),
          (r'(<a class="sidebar-item[^>]*?) role="navigation"', r'\1 role="button"'),
          *((f'<nav {start}', f'<nav aria-label="{name}" {start}') for start, name in (('class="navbar', 'Site'), ('id="quarto-sidebar"', 'Pages'),
            ('class="quarto-secondary-nav', 'Where this is'), ('class="page-navigation', 'Page before and after')))]
 KEYS = """<script>document.addEventListener('keydown', e => {
 if ((e.key === 'Enter' || e.key === ' ') && e.target.matches('.callout-header[role=button]')) { e.preventDefault(); e.target.click(); } });
-for (const when of ['load', 'resize']) addEventListener(when, () => { for (const e of document.querySelectorAll('main .sd-table, main math[display=block], main .wide-formula'))
+for (const when of ['load', 'resize']) addEventListener(when, () => { for (const e of document.querySelectorAll('main .sd-table, main .katex-display'))
   if (e.scrollWidth > e.clientWidth + 1) e.tabIndex = 0; });
 if (location.protocol === 'file:') { const ask = window.fetch;  // a page from disk may load a script, and nothing else
   window.fetch = (url, ...more) => !/search\\.json$/.test(url) ? ask(url, ...more) : new Promise((done, fail) => { const s = document.createElement('script');
@@ -146,9 +201,24 @@ def reachable(out):
         page.write_text(re.sub(r'(?s)(<pre)(\b.*?</pre>)', focusable, text).replace('</head>', f'{KEYS}</head>', 1), encoding='utf-8')
 
 
-def search_from_disk(out):
-    "The index of the search once more, as a script, for readers who open the site as files."
-    (out/'search.js').write_text(f'window.searchIndex = {(out/"search.json").read_text(encoding="utf-8").strip()};\n', encoding='utf-8')
+SAID = dict(zip('alpha beta gamma delta Delta varepsilon eta theta kappa lambda mu pi rho sigma tau phi chi Psi ell partial sum int infty cdot times sim approx pm le ge ne neq in to mid star sqrt'.split(),
+                'α β γ δ Δ ε η θ κ λ μ π ρ σ τ φ χ Ψ ℓ ∂ Σ ∫ ∞ · × ∼ ≈ ± ≤ ≥ ≠ ≠ ∈ → | * √'.split())) | {word: f' {word} ' for word in 'log ln exp max min tanh'.split()}
+
+
+def plain_tex(text):
+    r"The commonest TeX as a line of plain text shows it: `\log\pi_\theta` is `log π_θ`."
+    text = re.sub(r'\\(?:mathrm|mathbb|mathcal|text|operatorname)(?:\{([\w ]+)\}| )|\\[bB]igg?[lr]?(?![a-z])', r'\1', text)
+    text = re.sub(r'\\([A-Za-z]+)', lambda m: SAID.get(m[1], m[0]), text)
+    text = re.sub(r'\\[,;!]', ' ', text).replace('\\|', '‖')
+    return re.sub(r'([_^])\{(\w+)\}', r'\1\2', re.sub(' {2,}', ' ', text))
+
+
+def search_index(out):
+    "No TeX in what the search shows; and the index once more as a script, for readers who open the site as files."
+    index = [{k: plain_tex(v) if k == 'text' else v for k, v in entry.items()} for entry in json.loads((out/'search.json').read_text(encoding='utf-8'))]
+    text = json.dumps(index, ensure_ascii=False)
+    (out/'search.json').write_text(text, encoding='utf-8')
+    (out/'search.js').write_text(f'window.searchIndex = {text};\n', encoding='utf-8')
 
 
 def anchors(out):
@@ -212,11 +282,12 @@ def render(renderer):
     if renderer == 'quarto': subprocess.run(['quarto', 'render', '--no-cache'], cwd=PROC, check=True)
     else:
         from smalldocs.site import build
-        warnings = [w for w in build(PROC, quiet=True).warnings if 'html-math-method' not in w]  # done by `mathml` instead
-        mathml(built)
+        warnings = [w for w in build(PROC, quiet=True).warnings if 'html-math-method' not in w]  # done by `formulas`
         own_fonts(built)
+        trim(built)
         reachable(built)
-        search_from_disk(built)
+        search_index(built)
+    formulas(built)
     anchors(built)
     missing(built, cfg)
     card(built, cfg)
