@@ -65,6 +65,7 @@ def bind_losses(
     types = _as_list(loss_type)
     weights = [1.]*len(types) if loss_weights is None else loss_weights
     if not types: raise ValueError(f"loss_type is empty; choose from {sorted(losses)} or pass a function")
+    if isinstance(weights, dict): raise TypeError(f"loss_weights={weights} is a dict; give a list of {len(types)} numbers, in the order of loss_type={types}")
     if len(weights) != len(types):
         raise ValueError(f"loss_weights has {len(weights)} entries for {len(types)} losses {types}; give one weight per loss")
     return [(_fill_in(get_loss(t), hyper), w) for t,w in zip(types, weights)]

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['loss_fields', 'margin_losses', 'cpu_flags', 'native_bf16', 'resolve_bf16', 'loss_settings', 'whole_number',
-           'keyword_arguments', 'check_samples', 'check_config', 'check_together', 'check_liger', 'warn_unread',
-           'DPOConfig']
+           'read_numbers', 'keyword_arguments', 'check_samples', 'check_config', 'check_together', 'check_liger',
+           'warn_unread', 'DPOConfig']
 
 # %% ../../nbs/train/52_config.ipynb #7828ae48
 import importlib.util, json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from transformers import TrainingArguments
@@ -79,6 +79,17 @@ def whole_number(
     if isinstance(value, str) and value.isdigit(): value = int(value)
     if value is None or isinstance(value, int) and not isinstance(value, bool) and value > 0: return value
     raise ValueError(f"{name}={value!r} must be a whole number above 0, or None")
+
+# %% ../../nbs/train/52_config.ipynb #6cd5c2c9
+def read_numbers(
+    c, # A `DPOConfig`
+)->None: # Its fields of type float are then numbers
+    "Make numbers of texts in the fields that hold numbers."
+    for k,hint in get_type_hints(type(c)).items():
+        value = getattr(c, k, None)
+        if not isinstance(value, str) or float not in (hint, *get_args(hint)) or str in get_args(hint): continue
+        try: setattr(c, k, float(value))
+        except ValueError: raise ValueError(f"{k}={value!r} must be a number, such as {value.replace(',', '.')!r} without quotes" if ',' in value else f"{k}={value!r} must be a number") from None
 
 # %% ../../nbs/train/52_config.ipynb #06160dda
 def keyword_arguments(
@@ -251,6 +262,7 @@ class DPOConfig(TrainingArguments):
 
     def __post_init__(self):
         if not isinstance(self.loss_type, (list, tuple)): self.loss_type = [self.loss_type]
+        read_numbers(self)
         self.max_length = whole_number('max_length', self.max_length)
         self.pad_to_multiple_of = whole_number('pad_to_multiple_of', self.pad_to_multiple_of, ('none', 'auto'))
         self.model_init_kwargs = keyword_arguments('model_init_kwargs', self.model_init_kwargs)

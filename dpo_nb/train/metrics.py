@@ -127,7 +127,9 @@ class MetricLog:
         "Read the averages and start anew; the token count goes on."
         found = self.batches[mode]
         if not found: return {}
-        flat = iter(torch.stack([x for v in found.values() for x in v]).tolist())  # the one moment that waits for the device
+        every = [x for v in found.values() for x in v]
+        device = next((x.device for x in every if isinstance(x, Tensor)), None)
+        flat = iter(torch.stack([torch.as_tensor(x, dtype=torch.float32, device=device) for x in every]).tolist())  # the one moment that waits for the device
         out = {k: sum(islice(flat, len(v)))/len(v) for k,v in found.items()}
         found.clear()
         if mode=='train': out |= {k: v.item() for k,v in self.notes.items()}; self.notes.clear()
