@@ -7,7 +7,7 @@
 
 `nbdev_test` and scripts/run_pages.py skip the cell, and the site leaves it out: it is for those who run the notebook somewhere else.
 """
-import argparse, json, re, sys
+import argparse, json, os, re, sys
 from pathlib import Path
 
 from execnb.nbio import nb2str
@@ -29,16 +29,26 @@ if _other or None in (_version('NAME'), _version('fastcore')):
     importlib.invalidate_caches()
 print('this page: NAME VERSION; here:', ', '.join(f'{p} {_version(p)}' for p in ('NAME', 'torch', 'transformers')))'''
 FETCH = '''
-# The page reads files that lie beside it in the repository, and nothing else of it.
-import os, urllib.request
-for _file in [p for p in FILES if not os.path.exists(p)]:
-    urllib.request.urlretrieve(f"{importlib.metadata.metadata('NAME')['Home-page']}/raw/BRANCH/FOLDER/{_file}", _file)'''
+# The page reads files of the repository that are not in the package: those that are not here are put here.
+import os, posixpath, urllib.request
+for _file in FILES:
+    _here = _file.replace('../', '')
+    if os.path.exists(_file) or os.path.exists(_here): continue
+    os.makedirs(os.path.dirname(_here) or '.', exist_ok=True)
+    urllib.request.urlretrieve(f"{importlib.metadata.metadata('NAME')['Home-page']}/raw/BRANCH/{posixpath.normpath('FOLDER/' + _file)}", _here)'''
 
 
 def companions(page, nb):
-    "Names of the files beside a page that its code reads."
+    "Files of the repository, by their paths from the page, that its code names; for a folder, or a name with a {gap}, those whose own names the code says."
     code = '\n'.join(''.join(c['source']) for c in nb['cells'] if c['cell_type'] == 'code' and c['id'] != ID)
-    return sorted(f.name for f in page.parent.glob('*.json') if repr(f.name) in code)
+    found = set()
+    for text in re.findall(r'''['"]([\w./{}-]*[\w}]\.(?:json|ya?ml)|(?:\.\./)+\w+)['"]''', code):
+        if text.startswith('/'): continue
+        for path in page.parent.glob(re.sub(r'\{\w+\}', '*', text)):
+            for f in path.iterdir() if path.is_dir() else [path]:
+                said = f.name in text or repr(f.stem) in code
+                if said and f.suffix in ('.json', '.yaml', '.yml'): found.add(Path(os.path.relpath(f, page.parent)).as_posix())
+    return sorted(found)
 
 
 def cell(page, nb, cfg=settings()):

@@ -3,14 +3,16 @@
 
     python scripts/test_notebooks.py [nbs/03_pairs.ipynb]
 
-The pages, with the files beside them and configs/, are copied elsewhere. The environment is a new one; it holds the wheel and sees the
+Each page is copied into a folder of its own, with the files that its first cell would fetch and nothing else. The environment is a new one; it holds the wheel and sees the
 other packages of this environment, but not the checkout that is installed here to be edited. Cells headed by a flag of settings.ini's
 tst_flags are skipped, as `nbdev_test` does.
 """
-import argparse, os, subprocess, sys, sysconfig, tempfile, venv
+import argparse, json, os, shutil, subprocess, sys, sysconfig, tempfile, venv
+from fnmatch import fnmatch
 from pathlib import Path
 
-from project import ROOT, copy_checkout
+from first_cell import companions
+from project import ROOT, copy_checkout, pages
 
 BIN = Path(sys.executable).parent
 
@@ -32,6 +34,17 @@ def environment(folder, wheel):
     return python
 
 
+def alone(src, folder):
+    "A page in an empty folder, as in Colab after its first cell."
+    home = folder/src.relative_to(ROOT).with_suffix('')
+    home.mkdir(parents=True)
+    shutil.copy(src, home)
+    for name in companions(src, json.loads(src.read_text(encoding='utf-8'))):
+        here = home/name.replace('../', '')
+        here.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(src.parent/name, here)
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('page', nargs='?', help='one page, or a glob; without it all of them')
@@ -39,13 +52,16 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder).resolve()
         python = environment(folder/'env', build(folder))
-        pages = copy_checkout(folder/'pages', 'nbs', 'configs', 'settings.ini')
+        work = copy_checkout(folder/'pages', 'settings.ini')
+        chosen = [p for p in pages() if not page or fnmatch(p.relative_to(ROOT).as_posix(), page)]
+        if not chosen: sys.exit(f'{page} is no page')
+        for p in chosen: alone(p, work)
         env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(PATH=f'{python.parent}{os.pathsep}{os.environ["PATH"]}', VIRTUAL_ENV=str(folder/'env'))
-        run = lambda *args, **kw: subprocess.run([python, *args], cwd=pages, env=env, stdin=subprocess.DEVNULL, **kw)
+        run = lambda *args, **kw: subprocess.run([python, *args], cwd=work, env=env, stdin=subprocess.DEVNULL, **kw)
         found = run('-c', 'import dpo_nb; print(dpo_nb.__file__)', capture_output=True, text=True, check=True).stdout.strip()
         if not Path(found).is_relative_to(folder/'env') or ROOT in Path(found).parents: sys.exit(f'the pages would run with {found}, which is not the wheel')
-        print(f'pages in {pages}, dpo_nb in {found}', flush=True)
-        sys.exit(run(BIN/'nbdev_test', '--do_print', *(['--path', page] if page else [])).returncode)
+        print(f'pages in {work}, dpo_nb in {found}', flush=True)
+        sys.exit(run(BIN/'nbdev_test', '--do_print').returncode)
 
 
 if __name__ == '__main__': main()

@@ -139,6 +139,33 @@ def test_first_cell_installs_only_what_is_missing(have, colab, asks, monkeypatch
     assert f'this page: dpo_nb {version}; here: dpo_nb {have["dpo_nb"]}, torch {have["torch"]}' in capsys.readouterr().out
 
 
+READERS = {n: first_cell.companions(p, json.loads(p.read_text(encoding='utf-8'))) for n, p in PAGES.items()}
+
+
+@pytest.mark.parametrize('name', [n for n, files in READERS.items() if files])
+def test_first_cell_fetches_what_the_page_reads(name, monkeypatch, tmp_path):
+    "In an empty folder each file of the repository that the code names is put where the code looks for it; `make notebooks` then runs every page with these files alone."
+    home = tmp_path/'a'/'b'
+    home.mkdir(parents=True)
+    def fetch(url, file): (home/file).write_bytes((ROOT/url.removeprefix(f"https://code.example.org/dpo_nb/raw/{settings()['branch']}/")).read_bytes())
+    monkeypatch.setattr(metadata, 'version', lambda name: settings()['version'])
+    monkeypatch.setattr(metadata, 'metadata', lambda name: {'Home-page': 'https://code.example.org/dpo_nb'})
+    monkeypatch.setattr(urllib.request, 'urlretrieve', fetch)
+    monkeypatch.chdir(home)
+    exec(''.join(cells(name)[0][2]['source']), {})
+    assert sorted(p.relative_to(home).as_posix() for p in home.rglob('*') if p.is_file()) == sorted(f.replace('../', '') for f in READERS[name])
+    assert all((home/f.replace('../', '')).read_bytes() == (PAGES[name].parent/f).read_bytes() for f in READERS[name])
+
+
+def test_every_file_that_lies_outside_the_package_is_found():
+    "Tables beside a page, files of another folder, and whole folders."
+    found = {n: set(f) for n, f in READERS.items()}
+    assert found['guides/75_speed_and_memory.ipynb'] == {'memory.json', 'speed.json'} and found['labs/82_choose_a_loss.ipynb'] == {'choose_a_loss.json'}
+    assert found['guides/74_scaling.ipynb'] == {f'../../configs/{p.name}' for p in (ROOT/'configs').iterdir()}
+    assert found['train/54_doctor.ipynb'] >= {'../guides/real_model.json', '../guides/vision.json'} and found['index.ipynb'] == {'sidebar.yml'}
+    assert not found['train/58_cli.ipynb'], 'files that a page makes are not fetched'
+
+
 @every_page
 def test_outputs_are_saved(name):
     "A page that was never run, or a cell that prints and has nothing to show."

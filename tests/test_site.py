@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 from conftest import copy_checkout, run
-from project import ROOT, colab_url, fill, pages, settings, source_url, unnumbered
+from project import ROOT, colab_url, directives, fill, pages, settings, source_url, unnumbered
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -296,15 +296,50 @@ def test_axe_would_find_something(chromium):
     assert {'color-contrast', 'label'} <= set(found)
 
 
-def test_folded_solutions_open_with_a_key(chromium, served):
-    with tab(chromium) as t:
-        t.goto(f'{served}/losses/ipo.html')
-        header = t.locator('.callout-header[aria-expanded=false]').first
-        inside = t.locator(header.get_attribute('data-bs-target'))
-        header.focus()
-        t.keyboard.press('Enter')
-        inside.wait_for(state='visible')
-        assert inside.inner_text().strip()
+def folded(nb):
+    "Of each folded callout of a notebook, the first lines of the code cells that a reader finds in it."
+    found, inside = [], None
+    for c in nb['cells']:
+        text = ''.join(c['source'])
+        if c['cell_type'] == 'code':
+            said, code = directives(text)
+            if inside is not None and not {'hide', 'export'} & set(said) and said.get('echo') != 'false': inside.append(code.strip().splitlines()[0])
+            continue
+        for line in text.splitlines():
+            if line.startswith('::: {.callout'): inside = []
+            elif line.strip() == ':::': found, inside = [*found, inside], None
+    return found
+
+
+# Each callout: is it closed and shut, what code is in it, and has it swallowed what follows.
+CALLOUTS = """() => [...document.querySelectorAll('main .callout')].map(c => ({
+  closed: !!c.querySelector('.callout-header[aria-expanded=false][role=button][tabindex="0"]') && !c.querySelector('.callout-body').checkVisibility(),
+  codes: [...c.querySelectorAll('.sourceCode')].filter(e => !e.parentElement.closest('.sourceCode')).map(e => e.textContent.trim().split('\\n')[0]),
+  swallowed: c.querySelectorAll('h1, h2, .callout').length}))"""
+
+
+def test_solutions_are_folded_with_their_code(chromium, served):
+    "On every page each solution is closed at first, holds the code of its cells and nothing that follows, and opens and shuts by click and by key."
+    off, opened = [], 0
+    context = chromium.new_context(reduced_motion='reduce')
+    t = context.new_page()
+    for src in pages():
+        nb, page = json.loads(src.read_text(encoding='utf-8')), unnumbered(src.relative_to(ROOT/'nbs').with_suffix('.html').as_posix())
+        want = folded(nb)
+        if not want: continue
+        t.goto(f'{served}/{page}')
+        if t.evaluate(CALLOUTS) != [dict(closed=True, codes=codes, swallowed=0) for codes in want]: off.append(f'{page}: {t.evaluate(CALLOUTS)}, written {want}')
+        for header in t.locator('main .callout-header').all():
+            body = header.get_attribute('data-bs-target')
+            for act in (header.click, lambda: header.press('Enter')):
+                act()
+                t.wait_for_selector(f'{body}.collapse.show', timeout=5000)
+                if not t.locator(body).inner_text().strip(): off.append(f'{page}: an empty one')
+                header.press('Enter')
+                t.wait_for_selector(f'{body}.collapse:not(.show)', state='attached', timeout=5000)
+            opened += 1
+    context.close()
+    assert not off and opened > 100, '\n'.join(off)
 
 
 def test_search_finds_a_page(chromium, served):
