@@ -19,8 +19,10 @@ def nearest(
     known, # The names that exist
     flag:str='', # `--` for flags
 )->str: # A half-sentence, or nothing
-    "Guess what a misspelt name was meant to be."
+    "What became of a name that was legal once, else a guess what a misspelt one was meant to be."
     from difflib import get_close_matches
+    from dpo_nb.train.hints import renamed
+    if word in renamed and word not in _aliases: return f', it is {renamed[word]}'
     found = [_aliases[word]] if _aliases.get(word) in known else get_close_matches(word, list(known), 1, .6)
     return f'; did you mean {flag}{found[0]}?' if found else ''
 
