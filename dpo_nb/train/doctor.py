@@ -89,7 +89,7 @@ def as_batch(
 )->dict: # Tensors on the trainer's device
     "Rows as the model will be given them."
     trainer._set_signature_columns_if_needed()
-    keep = set(trainer._signature_columns)
+    keep = set(trainer._signature_columns) if trainer.args.remove_unused_columns else {k for r in rows for k in r}
     return trainer._prepare_inputs(trainer.data_collator([{k: v for k,v in r.items() if k in keep} for r in rows]))
 
 def short_pair(
@@ -116,6 +116,7 @@ def step_zero(
     "One pair through the loss: are rewards 0, and is the loss what it must be?"
     if trainer.state.global_step: return [Finding('step 0', f'the run is at step {trainer.state.global_step}; nothing to compare')]
     if not needs_reference(trainer.args.loss_type): return [Finding('step 0', 'no loss looks at a reference; nothing to compare')]
+    if type(trainer).compute_loss is not DPOTrainer.compute_loss: return [Finding('step 0', f'{type(trainer).__name__} computes its loss in a way of its own; nothing to compare')]
     if _in_pieces(trainer): return [Finding('step 0', 'not asked: ZeRO-3 has spread the weights over the processes, and joins them only in training')]
     with aside(trainer) as log:
         loss = trainer.compute_loss(trainer.model, as_batch(trainer, short_pair(trainer))).item()
