@@ -50,11 +50,11 @@ def turning_points(
 # %% ../nbs/explain/67_reading_a_run.ipynb #31bb4f50
 run_style = '''.dpo-runs{margin:0 0 1rem}.dpo-runs label{margin-right:1.2em}.dpo-runs input{width:14em;max-width:60vw;vertical-align:middle}
 .dpo-runs .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));font:12px sans-serif;fill:currentColor}
-.dpo-runs svg{touch-action:pan-y}.dpo-runs .l{fill:none;stroke:currentColor;stroke-width:2}.dpo-runs .c{stroke:#2b8cbe}.dpo-runs .r{stroke:#e08214;stroke-dasharray:6 4}
+.dpo-runs .alive{display:grid!important}.dpo-runs svg{touch-action:pan-y}.dpo-runs .l{fill:none;stroke:currentColor;stroke-width:2}.dpo-runs .c{stroke:#2b8cbe}.dpo-runs .r{stroke:#e08214;stroke-dasharray:6 4}
 .dpo-runs .m{fill:rgb(128 128 128/.22);stroke:none}.dpo-runs .cursor{stroke:currentColor;stroke-dasharray:2 2}.dpo-runs .mark{stroke:currentColor;opacity:.45}
 .dpo-runs circle.c{fill:#2b8cbe}.dpo-runs circle.r{fill:#e08214}.dpo-runs ol{margin:.2em 0;padding-left:1.6em}.dpo-runs p{margin:.3em 0}'''
 
-run_script = '''document.querySelectorAll(".dpo-runs:not([data-awake])").forEach(root=>{root.dataset.awake="";
+run_script = '''document.querySelectorAll(".dpo-runs:not([data-awake])").forEach(root=>{root.dataset.awake="";root.addEventListener("focusin",e=>e.target.dataset.lmSuppressShortcuts="");
 const $=(s,e=root)=>e.querySelector(s),D=JSON.parse($("script[type='application/json']").textContent),i=$("input"),pick=$("select");
 const n=(v,sign)=>v===null||v===undefined?"–":((sign&&v>0?"+":"")+(Math.abs(v)<5e-4?0:+v.toPrecision(3))).replace("-","−");
 const near=(a,s)=>a.reduce((b,v,k)=>Math.abs(v-s)<Math.abs(a[b]-s)?k:b,0);
@@ -89,6 +89,7 @@ class RunView:
         every = [(name, c) for r in self.runs for name,c in r['curves'].items()]
         self.sets = sorted({name for name,_ in every}, key=lambda s: (s=='training', s))  # held-out first
         self.steps = sorted({s for _,c in every for s in c['steps']})
+        self.at = self.steps[-1]  # where the cursor stands
         self.x = self.steps[0], self.steps[-1] if self.steps[-1] > self.steps[0] else self.steps[0]+1
         self.y = {p: _range([v for _,c in every for k in keys for v in c[k]]) for p,keys in _panels.items()}
 
@@ -106,7 +107,7 @@ class RunView:
         rows = ''.join(_run_html(self, q, s) for q in range(len(self.runs)) for s in self.sets if s in self.runs[q]['curves'])
         return (f'<figure class="dpo-runs"><style>{run_style}</style>' + (f'<p><b>{html.escape(self.title)}</b></p>' if self.title else '') +
                 f'<p>{pick}{slider}</p>{rows}<p><small>Grey between the two rewards: the margin. Numbers at the top of a panel mark the moments listed above it.</small></p>'
-                '<noscript>Without JavaScript this figure shows the last step.</noscript>'
+                '<noscript>Without JavaScript this figure shows the last step; in a notebook, run its cell.</noscript>'
                 f'{script_of(self.data)}<script>{run_script}</script></figure>')
 
     def _repr_html_(self): return self.html()
@@ -149,7 +150,7 @@ def _svg(view, c, panel, marks):
     dots = ''.join(f'<circle class="{css.get(k, "")}" r="4" data-k="{k}" data-p="{panel}" cx="{p[-1][0]}" cy="{p[-1][1]}"/>' for k,p in points.items() if p)
     name = dict(reward='reward: chosen solid, rejected dashed').get(panel, panel)
     return (f'<svg viewBox="0 0 {W} {H}" role="img" aria-label="{name}, over the steps"><text x="4" y="10">{name}</text><text x="{(W+left)/2}" y="{H-3}" text-anchor="middle">step</text>'
-            f'<path d="M{left},18V{H-bottom}H{W-10}" stroke="currentColor" fill="none"/>{text}{area}{lines}<line class="cursor" x1="{X(x1)}" x2="{X(x1)}" y1="18" y2="{H-bottom}"/>{dots}</svg>')
+            f'<path d="M{left},18V{H-bottom}H{W-10}" stroke="currentColor" fill="none"/>{text}{area}{lines}<line class="cursor" x1="{X(view.at)}" x2="{X(view.at)}" y1="18" y2="{H-bottom}"/>{dots}</svg>')
 
 def _run_html(view, q, name):
     "One run on one set of pairs."
@@ -163,7 +164,7 @@ def _run_html(view, q, name):
     hidden = '' if name==view.sets[0] else ' hidden'
     head = ', '.join(filter(None, [run['name'], name]))
     return (f'<div data-run="{q}" data-set="{html.escape(name)}"{hidden}><p><b>{html.escape(head)}</b></p><p class="now">{said}</p>' + (f'<ol>{listed}</ol>' if marks else '') +
-            f'<div class="panels">{"".join(_svg(view, c, p, marks) for p in _panels)}</div></div>')
+            f'<div class="panels alive" style="display:none">{"".join(_svg(view, c, p, marks) for p in _panels)}</div></div>')
 
 # %% ../nbs/explain/67_reading_a_run.ipynb #a713a589
 def run_view(
@@ -178,24 +179,25 @@ def run_view(
 # %% ../nbs/explain/67_reading_a_run.ipynb #b85cc4c3
 def live_runs(
     view:RunView, # What to show
-): # An ipywidgets box: a menu of the pairs, a slider over steps, a line of numbers per run
-    "The numbers of the run view as widgets; needs a running kernel."
+): # An ipywidgets box: buttons for the pairs, a slider over steps, the runs as they stood then
+    "The run view as widgets; needs a running kernel."
     import ipywidgets as w
-    pick, slider, out = w.Dropdown(options=view.sets, description='pairs'), w.SelectionSlider(options=view.steps, value=view.steps[-1], description='step'), w.HTML()
+    pick = w.ToggleButtons(options=view.sets, description='pairs', style=dict(button_width='auto'), layout=dict(display=None if len(view.sets) > 1 else 'none'))
+    slider, out = w.SelectionSlider(options=view.steps, value=view.steps[-1], description='step'), w.HTML()
     def draw(_=None):
         rows = []
         for q,r in enumerate(view.runs):
             if not (c := r['curves'].get(pick.value)): continue
             k = min(range(len(c['steps'])), key=lambda j: abs(c['steps'][j]-slider.value))
             cut = {key: v[:k+1] for key,v in c.items()}   # the run as it stood then
-            rows.append(_run_html(_Then(view, q, cut), 0, pick.value).replace(' hidden', ''))
+            rows.append(_run_html(_Then(view, q, cut, slider.value), 0, pick.value).replace(' hidden', ''))
         out.value = f'<style>{run_style}</style><div class="dpo-runs" data-awake>{"".join(rows)}</div>'
     for control in (pick, slider): control.observe(draw, 'value')
     draw()
-    return w.VBox([w.HBox([pick, slider]), out])
+    return w.VBox([w.HBox([pick, slider], layout=dict(flex_flow='row wrap')), out])
 
 class _Then:
     "A view of one run up to some step, on the axes of the whole."
-    def __init__(self, view, q, curve):
-        self.x, self.y, self.sets = (view.x[0], view.x[1]), view.y, view.sets
+    def __init__(self, view, q, curve, at):
+        self.x, self.y, self.sets, self.at = view.x, view.y, view.sets, at
         self.runs = [dict(view.runs[q], curves={name: curve for name in view.sets})]

@@ -44,7 +44,7 @@ font:13px/1.5 system-ui,sans-serif;white-space:nowrap;padding:0 5px;border:1px s
 ''' + ''.join(f'.dpo-tokens .p{k},.dpo-tokens .n{k}{{--a:{.065*k:.3g}}}' for k in range(1, 9))
 
 # %% ../nbs/08_token_view.ipynb #e49b2d37
-token_script = '''document.querySelectorAll(".dpo-tokens:not([data-awake])").forEach(root=>{root.dataset.awake="";
+token_script = '''document.querySelectorAll(".dpo-tokens:not([data-awake])").forEach(root=>{root.dataset.awake="";root.addEventListener("focusin",e=>e.target.dataset.lmSuppressShortcuts="");
 const $=s=>root.querySelector(s),D=JSON.parse($("script[type='application/json']").textContent),pick=$("select"),i=$("input"),sides=["chosen","rejected"];
 const n=v=>v===null?"not a number":(v>0?"+":v<0?"−":"")+Math.abs(v).toFixed(D.places);
 const shade=v=>{const k=v===null?0:Math.floor(8*Math.min(1,Math.abs(v)/D.limit)+.5);return k?(v>0?" p":" n")+k:""};
@@ -163,7 +163,7 @@ def _fragment(view):
     return (f'<figure class="dpo-tokens"><style>{token_style}</style>' + (f'<p><b>{html.escape(view.title)}</b></p>' if view.title else '') +
             (f'<p>{pick}{slider}</p>' if many or moves else '') + _answers(view, p, last) +
             f'<p class="say" aria-live="polite"></p><p><small>{legend}Point at a token, or walk with Tab and the arrow keys, for its number.</small></p>'
-            '<noscript>Without JavaScript this figure shows its first pair after the last checkpoint.</noscript>'
+            '<noscript>Without JavaScript this figure shows its first pair after the last checkpoint; in a notebook, run its cell.</noscript>'
             f'{script_of(view.data)}<script>{token_script}</script></figure>')
 
 # %% ../nbs/08_token_view.ipynb #f41459d2
@@ -212,10 +212,10 @@ def _lines(tokens, rewards, width):
 # %% ../nbs/08_token_view.ipynb #bd0ba277
 def live_tokens(
     view:TokenView, # What to show
-): # An ipywidgets box: a menu of pairs, a slider over checkpoints, the answers
+): # An ipywidgets box: a slider over pairs, one over checkpoints, the answers
     "The token view as widgets; needs a running kernel."
     import ipywidgets as w
-    pick = w.Dropdown(options=[(f'{i+1}: {"".join(p["chosen"][:8])[:40]}', i) for i,p in enumerate(view.pairs)], description='pair')
+    pick = w.SelectionSlider(options=[(str(i+1), i) for i in range(len(view.pairs))], description='pair')  # a menu loses its arrow keys to JupyterLab
     steps = view.pairs[0]['steps']
     slider, out = w.SelectionSlider(options=steps, value=steps[-1], description='checkpoint'), w.HTML()
     def draw(_=None):
@@ -225,4 +225,4 @@ def live_tokens(
         slider.options = view.pairs[pick.value]['steps']
         slider.value = slider.options[-1]; draw()
     pick.observe(choose, 'value'); slider.observe(draw, 'value'); draw()
-    return w.VBox([w.HBox([pick, slider]), out])
+    return w.VBox([w.HBox([pick, slider], layout=dict(flex_flow='row wrap')), out])

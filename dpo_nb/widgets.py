@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['W', 'H', 'left', 'bottom', 'rounded', 'script_of', 'numbers_in', 'Explorer', 'small_multiples', 'live',
-           'explore_loss']
+           'live_explorer', 'explore_loss']
 
 # %% ../nbs/06_widgets.ipynb #ddd73a03
 import html, json, math, re
@@ -31,17 +31,18 @@ def _ticks(lo, hi, n=5):
     step *= next(m for m in (1, 2, 5, 10) if (hi-lo)/(m*step) <= n)
     return [round(i*step, 10) for i in range(math.ceil(lo/step), math.floor(hi/step)+1)]
 
-def _panel(k, x, y, ylabel, xlabel, ylim):
-    "SVG of panel number k with its first curve."
+def _panel(k, x, y, ylabel, xlabel, ylim, i=0):
+    "SVG of panel number k with a curve, and its point number i."
     (x0, x1), (y0, y1) = (min(x), max(x)), ylim
     X, Y = (lambda v: round(left+(v-x0)/(x1-x0)*(W-left-10), 1)), (lambda v: round(H-bottom-(v-y0)/(y1-y0)*(H-bottom-18), 1))
     marks = ''.join(f'<text x="{X(v)}" y="{H-bottom+14}" text-anchor="middle">{v:g}</text>' for v in _ticks(x0, x1))
     marks += ''.join(f'<text x="{left-5}" y="{Y(v)+4}" text-anchor="end">{v:g}</text>' for v in _ticks(y0, y1))
     line = ' '.join(f'{X(a)},{Y(b)}' for a,b in zip(x, y) if b is not None and y0 <= b <= y1)
+    point = f'cx="{X(x[i])}" cy="{Y(y[i])}"' if y[i] is not None and y0 <= y[i] <= y1 else 'style="display:none"'
     return (f'<svg viewBox="0 0 {W} {H}" role="img" aria-label="{html.escape(ylabel)} over {html.escape(xlabel)}" data-k="{k}">'
             f'<path d="M{left},18V{H-bottom}H{W-10}" stroke="currentColor" fill="none"/>{marks}'
             f'<text x="{(W+left)/2}" y="{H-3}" text-anchor="middle">{html.escape(xlabel)}</text><text x="4" y="11">{html.escape(ylabel)}</text>'
-            f'<polyline points="{line}" fill="none" stroke="#1f77b4" stroke-width="2"/><circle r="5" fill="#d62728" cx="0" cy="0"/></svg>')
+            f'<polyline points="{line}" fill="none" stroke="#1f77b4" stroke-width="2"/><circle r="5" fill="#d62728" {point}/></svg>')
 
 # %% ../nbs/06_widgets.ipynb #5e1d0002
 def script_of(
@@ -58,7 +59,8 @@ def numbers_in(
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text, re.S)[1])
 
 # %% ../nbs/06_widgets.ipynb #73c2e9de
-_script = '''(function(){const root=document.getElementById("NAME"),D=JSON.parse(root.querySelector("script[type='application/json']").textContent);
+_script = '''document.querySelectorAll(".dpo-explorer:not([data-awake])").forEach(root=>{root.dataset.awake="";
+const D=JSON.parse(root.querySelector("script[type='application/json']").textContent);root.addEventListener("focusin",e=>e.target.dataset.lmSuppressShortcuts="");
 const $=s=>root.querySelector(s),s=$(".s"),i=$(".i"),n=v=>v===null||v===undefined?"–":(+v.toPrecision(3)).toString();
 function draw(){const k=s?+s.value:0,j=+i.value;if(s)$(".so").textContent=D.settings[k];$(".io").textContent=n(D.x[j]);
 const cells=root.querySelectorAll("td");cells[0].textContent=n(D.x[j]);
@@ -70,7 +72,11 @@ cells[p+1].textContent=n(b);});}
 [s,i].forEach(e=>e&&e.addEventListener("input",draw));
 root.querySelectorAll("svg").forEach(g=>{g.style.touchAction="pan-y";g.style.cursor="ew-resize";["pointerdown","pointermove"].forEach(t=>g.addEventListener(t,e=>{
 if(t=="pointermove"&&!e.buttons)return;const b=g.getBoundingClientRect(),x0=Math.min(...D.x),v=x0+((e.clientX-b.left)/b.width*D.W-D.left)/(D.W-D.left-10)*(Math.max(...D.x)-x0);
-i.value=D.x.reduce((q,u,k)=>Math.abs(u-v)<Math.abs(D.x[q]-v)?k:q,0);draw();e.preventDefault();}));});draw();})()'''
+i.value=D.x.reduce((q,u,k)=>Math.abs(u-v)<Math.abs(D.x[q]-v)?k:q,0);draw();e.preventDefault();}));});draw()})'''
+
+_style = '<style>.dpo-explorer .alive{display:grid!important}</style>'
+
+def _show(v): return '–' if v is None else f'{v:.3g}'
 
 class Explorer:
     "A figure with sliders: self-contained HTML for a page, ipywidgets for a live kernel."
@@ -83,9 +89,10 @@ class Explorer:
         xlabel:str='margin βΔ, logit', # Of the horizontal axis and of the second slider
         ylim:dict|None=None, # Label → (low, high); None means from lowest to highest value
         start:tuple=(0, None), # Setting and grid point to begin with; None means the middle
+        compute=None, # Function of a setting's number → `[panels,N]`; a live kernel asks it instead of the table
     ):
         if not re.fullmatch(r'[a-z][a-z0-9-]*', name): raise ValueError(f"name={name!r} becomes an HTML id; use small letters, digits and dashes")
-        self.name, self.settings, self.setting_label, self.xlabel = name, [str(s) for s in settings], setting_label, xlabel
+        self.name, self.settings, self.setting_label, self.xlabel, self.compute = name, [str(s) for s in settings], setting_label, xlabel, compute
         self.x, self.labels = torch.as_tensor(x).double(), list(panels)
         self.y = torch.stack([torch.as_tensor(t).detach().double().reshape(-1, len(self.x)) for t in panels.values()])  # [panels,K,N]
         if self.y.shape[1]!=len(self.settings):
@@ -105,24 +112,29 @@ class Explorer:
                     W=W, H=H, left=left, bottom=bottom)
 
     def _slider(self, cls, label, top, value, shown):
-        i = f'{self.name}-{cls}'
-        return (f'<label for="{i}">{html.escape(label)}</label> <input id="{i}" class="{cls}" type="range" min="0" max="{top}" value="{value}" '
-                f'style="width:12em;vertical-align:middle"> <output class="{cls}o" for="{i}">{html.escape(shown)}</output> ')
+        return (f'<label>{html.escape(label)} <input class="{cls}" type="range" min="0" max="{top}" value="{value}" '
+                f'style="width:12em;vertical-align:middle"></label> <output class="{cls}o">{html.escape(shown)}</output> ')
+
+    def picture(self,
+        y, # Curves, nested lists `[panels,N]` with None where a value is not finite
+        i:int, # Point on the grid
+    )->str: # HTML, without a script
+        "One state: the panels, and below them the numbers of a point."
+        x, head = rounded(self.x), ''.join(f'<th scope="col">{html.escape(l)}</th>' for l in (self.xlabel, *self.labels))
+        panels = ''.join(_panel(n, x, y[n], l, self.xlabel, rounded(torch.tensor(self.ylim[n], dtype=torch.float64)), i) for n,l in enumerate(self.labels))
+        row = ''.join(f'<td>{_show(v)}</td>' for v in (x[i], *(t[i] for t in y)))
+        return (f'{_style}<div class="alive" style="display:none;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));font:12px sans-serif;fill:currentColor">{panels}</div>'
+                f'<table style="width:100%;text-align:center"><tr>{head}</tr><tr>{row}</tr></table>')
 
     @property
     def html(self)->str: # A `<figure>`
         "The figure as a piece of HTML: needs no network, and shows its first state without a script."
         d, (k, i) = self.data, self.start
-        show = lambda v: '–' if v is None else f'{v:.3g}'
-        panels = ''.join(_panel(n, d['x'], d['y'][n][k], l, self.xlabel, d['ylim'][n]) for n,l in enumerate(self.labels))
         first = self._slider('s', self.setting_label, len(self.settings)-1, k, self.settings[k]) if len(self.settings)>1 else ''
-        head = ''.join(f'<th scope="col">{html.escape(l)}</th>' for l in (self.xlabel, *self.labels))
-        row = ''.join(f'<td>{show(v)}</td>' for v in (d['x'][i], *(t[k][i] for t in d['y'])))
-        return (f'<figure id="{self.name}" style="max-width:{W*len(self.labels)+20}px;margin:0"><p>{first}{self._slider("i", self.xlabel, len(self.x)-1, i, show(d["x"][i]))}</p>'
-                f'<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));font:12px sans-serif;fill:currentColor">{panels}</div>'
-                f'<table style="width:100%;text-align:center"><tr>{head}</tr><tr>{row}</tr></table>'
-                f'<noscript>Without JavaScript this figure stays as it is; the picture above shows more settings.</noscript>'
-                f'{script_of(d)}<script>{_script.replace("NAME", self.name)}</script></figure>')
+        return (f'<figure class="dpo-explorer" id="{self.name}" style="max-width:{W*len(self.labels)+20}px;margin:0"><p>{first}{self._slider("i", self.xlabel, len(self.x)-1, i, _show(d["x"][i]))}</p>'
+                f'{self.picture([t[k] for t in d["y"]], i)}'
+                '<noscript>Without JavaScript this figure stays as it is; in a notebook, run its cell. The picture above shows more settings.</noscript>'
+                f'{script_of(d)}<script>{_script}</script></figure>')
 
     def _repr_html_(self): return self.html
 
@@ -162,6 +174,23 @@ def live(
     import ipywidgets
     return ipywidgets.interactive(lambda value: draw(value), value=ipywidgets.SelectionSlider(options=list(values), description=label, continuous_update=False))
 
+# %% ../nbs/06_widgets.ipynb #fcb72e6d
+def live_explorer(
+    e:Explorer, # What to show
+): # An ipywidgets box: a slider over settings, one over the grid, the picture
+    "The figure as widgets, its curves computed anew for every move; needs a running kernel."
+    import ipywidgets as w
+    wide = dict(style=dict(description_width='initial'), layout=dict(width='30em', max_width='100%'))
+    k = w.SelectionSlider(options=[(s, n) for n,s in enumerate(e.settings)], value=e.start[0], description=e.setting_label, **wide)
+    i = w.SelectionSlider(options=[(_show(v), n) for n,v in enumerate(e.x.tolist())], value=e.start[1], description=e.xlabel, **wide)
+    k.layout.display, out = None if len(e.settings) > 1 else 'none', w.HTML()
+    def draw(_=None):
+        y = torch.as_tensor(e.compute(k.value)).detach() if e.compute else e.y[:,k.value]
+        out.value = f'<div class="dpo-explorer" data-awake style="max-width:{W*len(e.labels)+20}px">{e.picture(rounded(y.double()), i.value)}</div>'
+    for control in (k, i): control.observe(draw, 'value')
+    draw()
+    return w.VBox([w.HBox([k, i], layout=dict(flex_flow='row wrap')), out])
+
 # %% ../nbs/06_widgets.ipynb #b242ed82
 from .plots import margin_pairs, pushes
 
@@ -177,6 +206,6 @@ def explore_loss(
     "Loss and pushes over the margin for several settings."
     z = torch.arange(-60, 61)/10 if z is None else z
     p = margin_pairs(z, beta)
-    up, down = (torch.stack(t)/beta for t in zip(*(pushes(f, p) for f in losses.values())))
-    values = torch.stack([f(p) for f in losses.values()])
-    return Explorer(name, z, {'loss': values, 'push on chosen, β': up, 'push on rejected, β': down}, list(losses), label, ylim=dict(loss=ylim) if ylim else None)
+    def curves(k): f = list(losses.values())[k]; return torch.stack([f(p).detach(), *(g/beta for g in pushes(f, p))])  # [3,N]
+    panels = dict(zip(('loss', 'push on chosen, β', 'push on rejected, β'), torch.stack([curves(k) for k in range(len(losses))], 1)))
+    return Explorer(name, z, panels, list(losses), label, ylim=dict(loss=ylim) if ylim else None, compute=curves)

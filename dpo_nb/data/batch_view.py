@@ -70,10 +70,10 @@ batch_style = '''.dpo-batch{margin:0 0 1rem}.dpo-batch label{margin-right:1.2em}
 .dpo-batch .kp{background:rgb(128 128 128/.22)}.dpo-batch .kc{background:rgb(0 114 178/.32);border-bottom-color:rgb(0 114 178)!important}
 .dpo-batch .kr{background:rgb(213 94 0/.32);border-bottom:2px dashed rgb(213 94 0)!important}.dpo-batch .kb{background:rgb(0 158 115/.35);border-bottom:2px double rgb(0 158 115)!important}
 .dpo-batch .kf{background:repeating-linear-gradient(45deg,transparent 0 4px,rgb(128 128 128/.35) 4px 5px)}.dpo-batch .kx{background:rgb(200 60 60/.16);text-decoration:line-through 2px}
-.dpo-batch .map td{padding:0;min-width:5px;height:1.2em}@media(max-width:575px){.dpo-batch .map td{min-width:3px}.dpo-batch .map th{padding:0}}
+.dpo-batch .alive{display:block!important}.dpo-batch .map td{padding:0;min-width:5px;height:1.2em}@media(max-width:575px){.dpo-batch .map td{min-width:3px}.dpo-batch .map th{padding:0}}
 .dpo-batch .key{font:12px sans-serif;margin-right:.8em;padding:1px 4px;border-bottom:2px solid transparent}'''
 
-batch_script = '''document.querySelectorAll(".dpo-batch:not([data-awake])").forEach(root=>{root.dataset.awake="";
+batch_script = '''document.querySelectorAll(".dpo-batch:not([data-awake])").forEach(root=>{root.dataset.awake="";root.addEventListener("focusin",e=>e.target.dataset.lmSuppressShortcuts="");
 const $=s=>root.querySelector(s),D=JSON.parse($("script[type='application/json']").textContent),i=$("input"),lay=$(".lay"),what=$(".what");
 const mark={p:"kp",c:"kc",r:"kr",b:"kb",".":"kf",x:"kx"};
 const cell=(r,j)=>{const w=what.value,k=r.kind[j];if(w=="map")return"";if(w=="text")return k=="."?"":D.words[r.ids[j]];if(w=="ids")return r.ids[j];if(w=="position")return r.position[j]??"";return r[w][j]};
@@ -132,7 +132,7 @@ class BatchView:
         what = ''.join(f'<option value="{k}">{v}</option>' for k,v in _written.items())
         return (f'<figure class="dpo-batch"><style>{batch_style}</style>' + (f'<p><b>{html.escape(self.title)}</b></p>' if self.title else '') +
                 f'<p>{lay}<label>show <select class="what">{what}</select></label> {slider}</p>{_places(self)}'
-                '<noscript>Without JavaScript this figure shows the outline of the padded batch.</noscript>'
+                '<noscript>Without JavaScript this figure shows the outline of the padded batch; in a notebook, run its cell.</noscript>'
                 f'{script_of(self.data)}<script>{batch_script}</script></figure>')
 
     def _repr_html_(self): return self.html()
@@ -159,8 +159,8 @@ def _places(view, k=0, layout='padded', what='map'):
     cells = lambda r: ''.join(f'<td class="{_css[c]}">{html.escape(_cell(view, r, j, what))}</td>' for j,c in enumerate(r['kind']))
     table = ''.join(f'<tr><th scope="row">{r["label"]}</th>{cells(r)}</tr>' for r in s[layout])
     legend = ''.join(f'<span class="key {_css[c]}">{name}</span>' for c,name in kinds.items())
-    return (f'<p class="said" aria-live="polite">{s["said"][layout]}</p><p>{legend}</p>'
-            f'<div class="box" role="region" aria-label="places of the batch" tabindex="0"><table{css}>{table}</table></div>')
+    return (f'<p class="said" aria-live="polite">{s["said"][layout]}</p><p class="alive" style="display:none">{legend}</p>'
+            f'<div class="box alive" style="display:none" role="region" aria-label="places of the batch" tabindex="0"><table{css}>{table}</table></div>')
 
 # %% ../../nbs/data/39_batch_view.ipynb #c82a2243
 def batch_view(
@@ -176,14 +176,16 @@ def batch_view(
 # %% ../../nbs/data/39_batch_view.ipynb #f5744825
 def live_batch(
     view:BatchView, # What to show
-): # An ipywidgets box: menus of layout and contents, a slider over settings, the places
+): # An ipywidgets box: buttons for layout and contents, a slider over settings, the places
     "The batch view as widgets; needs a running kernel."
     import ipywidgets as w
     names = [s['name'] for s in view.settings]
-    lay = w.Dropdown(options=['padded'] + ['packed']*all(bool(s['packed']) for s in view.settings), description='layout')
-    what, which, out = w.Dropdown(options=[(v, k) for k,v in _written.items()], description='show'), w.SelectionSlider(options=names, description='setting'), w.HTML()
+    row = lambda label, options: w.ToggleButtons(options=options, description=label, style=dict(button_width='auto'))  # a menu loses its arrow keys to JupyterLab
+    lay = row('layout', [('padded', 'padded')] + [('shared prefix', 'packed')]*all(bool(s['packed']) for s in view.settings))
+    what, out = row('show', [(v, k) for k,v in _written.items()]), w.HTML()
+    which = w.SelectionSlider(options=names, description='setting', layout=dict(width='30em', max_width='100%', display=None if len(names) > 1 else 'none'))
     def draw(_=None):
         out.value = f'<style>{batch_style}</style><div class="dpo-batch" data-awake>{_places(view, names.index(which.value), lay.value, what.value)}</div>'
     for control in (lay, what, which): control.observe(draw, 'value')
     draw()
-    return w.VBox([w.HBox([lay, what, which]), out])
+    return w.VBox([w.VBox([lay, what, which]), out])
