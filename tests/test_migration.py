@@ -303,7 +303,7 @@ REFUSED = {  # what a script does → (how, what TRL 1.16.0 makes of it, what we
     'warmup_ratio=': (setting(warmup_ratio=.1), refuse, 'warmup_ratio: now warmup_steps, which below 1 is a share'),
     'save_safetensors=': (setting(save_safetensors=True), refuse, 'save_safetensors: gone'),
     'logging_dir=': (setting(logging_dir='x'), refuse, 'TENSORBOARD_LOGGING_DIR'),
-    'group_by_length=': (setting(group_by_length=True), refuse, "train_sampling_strategy='group_by_length'"),
+    'group_by_length=': (setting(group_by_length=True), refuse, 'group_by_length: gone: padding is not computed anyway'),
     'max_seq_length=': (setting(max_seq_length=9), refuse, 'max_seq_length: renamed to DPOConfig.max_length'),
     'a dict of weights': (lambda s: s.train(loss_type=['sigmoid', 'sft'], loss_weights=dict(sigmoid=1., sft=.5)), refuse, "is a dict; give a list of 2 numbers, in the order of loss_type="),
     'a rate in words': (lambda s: s.train(learning_rate='fast'), refuse, "learning_rate='fast' must be a number"),

@@ -43,7 +43,7 @@ renamed = dict(
     save_safetensors='gone: weights are always saved as safetensors',
     logging_dir='now the environment variable TENSORBOARD_LOGGING_DIR',
     overwrite_output_dir='gone: a run writes into output_dir, whatever is there; resume_from_checkpoint goes on from it',
-    group_by_length="now train_sampling_strategy='group_by_length'",
+    group_by_length='gone: padding is not computed anyway, wherever that is exact',
     push_to_hub_model_id='renamed to hub_model_id',
     push_to_hub_token='renamed to hub_token',
     push_to_hub_organization='gone: give hub_model_id as organization/name',

@@ -490,6 +490,7 @@ class DPOTrainer(Trainer):
         if dataset is None: return None
         if isinstance(dataset, dict): return {k: self.prepare(d, k, args) for k,d in dataset.items()}
         check_dataset(dataset, f'the {name} dataset')
+        if isinstance(dataset, Dataset) and dataset.format['type']: dataset = dataset.with_format(None)  # lists are read here, not tensors
         ours = type(self.data_collator) in (DataCollatorForPreference, DataCollatorForVisionPreference)  # others get the columns they know
         if args.ledger and name=='train' and ours: dataset = number_rows(dataset)
         if self._is_vision_dataset: return self.prepare_pictures(dataset, name, args)
