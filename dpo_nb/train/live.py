@@ -7,7 +7,7 @@ __all__ = ['running_kernel', 'message_stream', 'serve_widgets', 'still_busy', 'B
            'live_texts', 'Board', 'LiveView', 'attach_view']
 
 # %% ../../nbs/train/59_live.ipynb #e1913a90
-import math, sys, threading, time
+import math, re, sys, threading, time
 from contextlib import contextmanager, nullcontext
 
 from datasets import Dataset
@@ -126,10 +126,11 @@ def _chart(heading, unit, lines):
     key = ''.join(f'<i class="{css}"></i> {esc(name)} <b>{number(p[-1][1])}</b> ' for name,css,p in lines)
     svg = line_chart(lines, f'{heading} over optimizer steps; now ' + ', '.join(f'{n} {number(p[-1][1])}' for n,_,p in lines), unit, size=(320, 170))
     for c in ('line', 'grid', 'mark', 'cursor'): svg = svg.replace(f'<path class="{c}', f'<path fill="none" stroke="currentColor" class="{c}')  # where styles are not trusted
-    return f'<figure><figcaption>{heading}: {key}</figcaption>{svg}</figure>'
+    svg = re.sub(r'class="line ([^"]*)" d="(M[0-9. -]+h0)"', r'class="line one \1" d="\2"', svg)  # a line of one point is a dot
+    return f'<figure><figcaption>{heading}: {key}</figcaption><div class="alive" style="display:none">{svg}</div></figure>'
 
 _style = ('<style>.dpo-live,.dpo-live table{font:13px/1.5 sans-serif}.dpo-live.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:0 1rem}.dpo-live figure{margin:0}'
-          '.dpo-live svg text{font-size:11px;fill:currentColor}.dpo-live .line{fill:none;stroke-width:1.8}.dpo-live .grid{stroke-opacity:.15}.dpo-live .cursor{display:none}'
+          '.dpo-live svg text{font-size:11px;fill:currentColor}.dpo-live .alive{display:block!important}.dpo-live .line{fill:none;stroke-width:1.8}.dpo-live .one{stroke-width:6;stroke-linecap:round}.dpo-live .grid{stroke-opacity:.15}.dpo-live .cursor{display:none}'
           '.dpo-live i{display:inline-block;width:1.8em;vertical-align:middle;border-top:2px solid}.dpo-live .train,.dpo-live .chosen{stroke:#2f86c9;border-color:#2f86c9}'
           '.dpo-live .held{stroke:#a8792b;border-color:#a8792b;stroke-dasharray:2 2;border-top-style:dotted}.dpo-live .rejected{stroke:#d9620c;border-color:#d9620c;stroke-dasharray:5 3;border-top-style:dashed}'
           '.dpo-live .tokens{white-space:pre-wrap}' + ''.join(f'.dpo-live .p{k}{{background:rgb(0 133 88/.{6*k:02})}}.dpo-live .n{k}{{background:rgb(128 62 168/.{6*k:02})}}' for k in range(1, 9)) + '</style>')
@@ -150,6 +151,8 @@ def live_texts(
     return f'<div class="dpo-live">{out}</div>' if out else ''
 
 # %% ../../nbs/train/59_live.ipynb #1068b7d5
+_no_widgets = 'the run goes on; its curves and buttons need a front end with widgets, such as JupyterLab, Colab or VS Code; LiveView(notebook=False) prints lines instead'
+
 class Board:
     "The widgets of a view, and what is left of them."
     def __init__(self,
@@ -169,7 +172,8 @@ class Board:
         self.pair.observe(lambda c: view.look_at(c['new']), 'value')
         row = [w.HBox([self.pause, self.stop, self.rate, self.pair], layout=dict(flex_flow='row wrap'))]
         self.box = w.VBox([self.texts['status'], *row*controls, self.texts['charts'], self.texts['more']])
-        self.handle = display(self.box, display_id=True)
+        shown = self.box._repr_mimebundle_() | {'text/plain': _no_widgets}
+        self.handle = display(shown, raw=True, display_id=True)
 
     def show(self, **texts):
         "Replace texts in place; what has not changed is not sent."
