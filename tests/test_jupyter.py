@@ -36,8 +36,8 @@ def test_two_copies_on_one_page_keep_their_sliders_and_their_keys_apart(chromium
         assert len(copies) % 2 == 0, name
         for i, copy in enumerate(copies):
             for slider in copy.locator('input[type=range]').all():
-                before = [s() for s in state]
                 slider.focus()
+                before = [s() for s in state]
                 tab.keyboard.press('ArrowLeft' if slider.input_value() == slider.get_attribute('max') else 'ArrowRight')
                 moved = [k for k, s in enumerate(state) if s() != before[k]]
                 assert moved == [i], f'{name}: a key on a slider of figure {i} moves the figures {moved}'
