@@ -342,6 +342,14 @@ def test_solutions_are_folded_with_their_code(chromium, served):
     assert not off and opened > 100, '\n'.join(off)
 
 
+@pytest.mark.skipif(shutil.which('quarto') is not None, reason='mended for smalldocs only')
+def test_search_shows_no_tex(site):
+    "Formulas in what the search shows are plain text, as `log π_θ(y|x)`; code keeps its backslashes."
+    shown = ' '.join(entry['text'] for entry in json.loads((site/'search.json').read_text(encoding='utf-8')))
+    assert not re.findall(r'\\(?:log|pi|beta|sigma|Delta|mathrm|theta)(?![A-Za-z])', shown) and 'log π_θ' in shown and r'\n' in shown
+    assert (site/'search.js').read_text(encoding='utf-8') == f'window.searchIndex = {(site/"search.json").read_text(encoding="utf-8")};\n'
+
+
 def test_search_finds_a_page(chromium, served):
     with tab(chromium) as t:
         t.goto(f'{served}/index.html')
