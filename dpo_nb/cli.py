@@ -331,3 +331,6 @@ def train_help(
 def _help_line(a):
     text = (a.help or '').split('. ')[0].strip().rstrip('.')
     return textwrap.fill(f"--{a.dest}  {text}. [{'dpo_out' if a.dest=='output_dir' else a.default}]", 110, initial_indent='  ', subsequent_indent='      ')
+
+# %% ../nbs/train/58_cli.ipynb #fa1a81ee
+if __name__=='__main__' and '__file__' in globals(): sys.exit(main())

@@ -358,6 +358,13 @@ def test_the_command_line_knows_what_moved(flags, says, tmp_path):
     with pytest.raises(ValueError, match=f'no setting, it is {renamed[name][:12]}'): parse(['--config', str(tmp_path/'c.yaml')])
 
 
+def test_the_module_is_the_program():
+    from conftest import run
+    import sys
+    assert run(sys.executable, '-m', 'dpo_nb.cli', '--version').stdout.startswith('dpo_nb ')
+    assert 'it is now warmup_steps' in run(sys.executable, '-m', 'dpo_nb.cli', 'train', '--warmup_ratio', '.1', check=False).stderr
+
+
 # --- the tables themselves
 
 def test_names_that_stay_are_trls_and_names_of_ours_are_here():
