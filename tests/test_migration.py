@@ -208,6 +208,44 @@ def trl_callbacks(s):
     return t, {}
 
 
+def again_and_again(s, callback, **kw):
+    "Two rows, four steps: whatever is remembered of the reference is asked for again."
+    t = s.make(data=rows('train', 2), max_steps=4, **kw)
+    callback.trainer = t
+    t.add_callback(callback), t.train()
+    return t, {}
+
+
+class Copied(TrainerCallback):
+    def on_epoch_end(self, args, state, control, model=None, **kw): self.trainer.ref_model.load_state_dict(model.state_dict())
+
+
+class AdapterCopied(TrainerCallback):
+    def on_step_end(self, args, state, control, model=None, **kw):
+        weights = dict(model.named_parameters())
+        for k, w in weights.items():
+            if '.ref.' in k: w.data.copy_(weights[k.replace('.ref.', '.default.')].data)
+
+
+def a_reference_that_trls_callback_moves(s):
+    t = s.make(data=rows('train', 2), max_steps=4, own=dict(ref_model=s.model()), ref_model_sync_steps=1)
+    t.add_callback(trl.SyncRefModelCallback(ref_model=t.ref_model, accelerator=t.accelerator)), t.train()
+    return t, {}
+
+
+def a_reference_that_is_copied_over(s): return again_and_again(s, Copied())
+def an_adapter_that_is_copied_over(s): return again_and_again(s, AdapterCopied(), model=PeftModel.from_pretrained(s.model(), adapter(s), is_trainable=True))
+
+
+def adapter(s):
+    torch.manual_seed(3)
+    m = get_peft_model(s.model(), LoraConfig(**LORA))
+    for w in m.parameters():
+        if w.requires_grad: w.data += .05*torch.randn_like(w)
+    m.save_pretrained(s.out + '-adapter')
+    return s.out + '-adapter'
+
+
 def with_the_parser_of_transformers(s):
     parser = HfArgumentParser((trl.ScriptArguments, s.DPOConfig, trl.ModelConfig))
     flags = {k: v for k, v in CPU.items() if not isinstance(v, bool)} | dict(output_dir=s.out, model_name_or_path=s.tiny, dataset_name='x', beta=.2, loss_type='sigmoid', model_init_kwargs='{"attn_implementation": "eager"}')
@@ -248,7 +286,8 @@ def with_the_parser_of_trl(s):
 
 RUNS = [a_loss_of_ones_own, a_term_and_a_metric_more, rows_prepared_elsewhere, fewer_rows, beta_from_a_callback, smoothing_set_afterwards, settings_read_at_the_trainer, the_reference_asked_by_hand,
         a_shifted_reference, a_collator_that_reads_other_columns, a_weight_from_the_collator, a_config_with_more_fields, the_end_of_a_handbook_script, an_adapter_merged_and_used,
-        an_adapter_trained_further, resumed_from_the_newest, noise_on_the_embeddings, trl_callbacks, with_the_parser_of_transformers, with_the_parser_of_trl]
+        an_adapter_trained_further, resumed_from_the_newest, noise_on_the_embeddings, trl_callbacks, a_reference_that_trls_callback_moves,
+        a_reference_that_is_copied_over, an_adapter_that_is_copied_over, with_the_parser_of_transformers, with_the_parser_of_trl]
 
 
 def alike(a, b): return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-4) if isinstance(a, float) and isinstance(b, float) else type(a) is type(b) and all(map(alike, a, b)) if isinstance(a, list) and a and isinstance(a[0], float) else a == b

@@ -39,7 +39,7 @@ from ..logps import TokenScores
 from ..losses.length import ld_sums
 from ..losses.mixing import mix_losses, wpo_weights
 from ..losses.registry import bind_losses, needs_reference
-from ..reference.once import RefCache
+from ..reference.once import RefCache, weights_stamp
 from ..reference.precompute import Ranks, compute_logps, precompute, reference_hash
 from ..reference.reference import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter, spread_reference
 from ..reference.sync import SyncReference, check_sync, load_reference, save_reference
@@ -559,6 +559,7 @@ class DPOTrainer(Trainer):
         "One number per row, `[2B]`, nats, and the tokens' `[2B,T-1]`; of what was computed before training only the former, and None."
         if not self.args.precompute_ref_log_probs:
             ask = partial(self.ref_scores, model, batch)
+            if self.ref_cache is not None: self.ref_cache.check(weights_stamp(self.accelerator.unwrap_model(model if self.ref_model is None else self.ref_model), self.ref_model is not None))
             said = ask() if self.ref_cache is None else self.ref_cache.scores(batch, ask, self.comes_back)
             return self.answer_logps(said), said.logps
         if ref_columns[0] not in batch: raise ValueError(f"precompute_ref_log_probs=True, and the batch has no {ref_columns[0]!r}; let the data_collator pass it on")
