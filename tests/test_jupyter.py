@@ -59,6 +59,33 @@ def test_an_untrusted_notebook_shows_no_words_of_a_drawing_that_is_gone(chromium
     tab.close()
 
 
+def test_the_loss_explorer_says_in_a_browser_what_it_says_in_python(chromium):
+    import torch
+    from dpo_nb.loss_explorer import LossExplorer
+    softplus = torch.nn.functional.softplus
+    curves = dict(log=lambda x, b, t: (softplus(-b*x), b*(-b*x).sigmoid()), square=lambda x, b, t: ((x-t/b)**2, 2*(t/b-x)))
+    e = LossExplorer(lambda name, *a: curves[name](*a), list(curves), dict(b=[.01, .5], t=[.5, 2.]), torch.arange(-40, 41, dtype=torch.float64))
+    tab, wrong = chromium.new_page(), []
+    tab.on('pageerror', lambda err: wrong.append(str(err)))
+    tab.set_content(e.html)
+    for name in curves:
+        tab.select_option('select', label=name)
+        for b in (0, 1):
+            tab.locator('.knob').nth(0).fill(str(b))
+            for t in (0, 1):
+                tab.locator('.knob').nth(1).fill(str(t))
+                tab.locator('.pt').fill('30')
+                values = [.01, .5][b], [.5, 2.][t]
+                picture = e.picture(e.compute(name, *values), name, values, 30)
+                said = html.unescape(re.search('aria-live="polite">(.*?)</p>', picture)[1])
+                assert tab.inner_text('.said') == said
+                tick = lambda texts: [float(v.replace('−', '-')) for v in texts]
+                assert tick(tab.locator('.tick').all_text_contents()) == pytest.approx(tick(re.findall('class="tick"[^>]*>(.*?)<', picture)), rel=.06)  # a 5 at the end is rounded either way
+                assert tab.locator('.knobo').nth(1).inner_text() == f'{values[1]:g}' + ', not in log'*(name == 'log')
+    tab.close()
+    assert not wrong, wrong
+
+
 CELL = '''
 import torch
 from IPython.display import display
