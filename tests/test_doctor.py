@@ -134,3 +134,13 @@ def test_a_mark_that_opens_every_turn_is_no_second_bos():
     turns = dict(prompt_ids=[1, 5, 2, 1, 6, 2, 1, 9], chosen_ids=[7, 2], rejected_ids=[8, 2])
     found = [row_counts([turns | more], 1, 2)['two_bos'] for more in ({}, dict(prompt_ids=[1, 1, 5]), dict(chosen_ids=[1, 7, 2]))]
     assert found == [0, 1, 1]
+
+
+def test_a_second_train_is_not_told_that_its_policy_has_moved(trainer, monkeypatch):
+    import dpo_nb.train.doctor as module
+    said = []
+    monkeypatch.setattr(module._logger, 'warning', said.append)
+    t = trainer(max_steps=3, learning_rate=1e-3)
+    t.train()
+    t.train()
+    assert said == []

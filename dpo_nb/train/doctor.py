@@ -444,11 +444,12 @@ DPOTrainer.doctor = doctor
 # %% ../../nbs/train/54_doctor.ipynb #195d0b35
 class FirstLook(TrainerCallback):
     "When a run begins: warn of what its first batch and its settings show to be wrong."
-    def __init__(self, trainer:DPOTrainer): self.trainer = trainer
+    def __init__(self, trainer:DPOTrainer): self.trainer, self.looked = trainer, False
 
     def on_train_begin(self, args, state, control, **kwargs):
         t = self.trainer
-        if state.global_step or t.is_fsdp_enabled or t.is_deepspeed_enabled: return
+        if self.looked or state.global_step or t.is_fsdp_enabled or t.is_deepspeed_enabled: return
+        self.looked = True  # a second train() goes on with a policy that has moved
         for f in step_zero(t, ref_differs=t.ref_given) + step_size(t):
             if f.verdict=='fail': _logger.warning(f'{f.name}: {f.value}; {f.advice}')
 
