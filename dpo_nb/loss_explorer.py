@@ -89,10 +89,10 @@ class LossExplorer:
         X, Y = (lambda v: f'{left+(v-x0)/(x1-x0)*(W-left-10):.1f}'), (lambda v: f'{H-bottom-(v-lo)/(hi-lo)*(H-bottom-18):.1f}')
         label = ('loss', 'pull, per nat')[p]
         ticks = ''.join(f'<text class="tick" x="{left-4}" y="{float(Y(v))+4:.1f}" text-anchor="end">{_say(v, 2)}</text>' for v in (lo, (lo+hi)/2, hi))
-        ticks += ''.join(f'<text x="{X(v)}" y="{H-bottom+14}" text-anchor="middle">{_say(v)}</text>' for v in (x0, x0/2, 0., x1/2, x1))
+        ticks += ''.join(f'<text x="{X(v)}" y="{H-bottom+17}" text-anchor="middle">{_say(v)}</text>' for v in (x0, x0/2, 0., x1/2, x1))
         rest = ''.join(f'M{X(v)} 18V{H-bottom}' for v in c['rests'] if x0 <= v <= x1)
         return (f'<svg viewBox="0 0 {W} {H}" role="img" aria-label="{label} over Δ"><path d="M{left} 18V{H-bottom}H{W-10}" stroke="currentColor" fill="none"/><path class="zero" d="M{left} {Y(0)}H{W-10}" stroke="currentColor" opacity=".3"/>'
-                f'<path class="rest" d="{rest}" stroke="#d55e00" stroke-dasharray="4 3"/>{ticks}<text x="{(W+left)/2}" y="{H-3}" text-anchor="middle">Δ, nats</text><text x="4" y="11">{label}</text>'
+                f'<path class="rest" d="{rest}" stroke="#d55e00" stroke-dasharray="4 3"/>{ticks}<text x="{(W+left)/2}" y="{H-3}" text-anchor="middle">Δ, nats</text><text x="{left+5}" y="12">{label}</text>'
                 f'<polyline points="{" ".join(f"{X(a)},{Y(b)}" for a,b in zip(x, c["y"][p]))}" fill="none" stroke="#0072b2" stroke-width="2"/><circle r="5" fill="#d55e00" cx="{X(x[j])}" cy="{Y(c["y"][p][j])}"/></svg>')
 
     def picture(self, c, name, values, j):
