@@ -226,3 +226,28 @@ def test_a_mixture_in_a_yaml_file(tmp_path):
     assert 'ref_hash' in job.trainer.train_dataset.column_names
     as_flag = parse(['--model_name_or_path', toy_path(), '--datasets', json.dumps(config['datasets']), '--bf16', 'false'])
     assert len(build_job(*as_flag).train) == 17
+
+
+@pytest.mark.parametrize('shares', [(.5, .5), (3, 1), (.2, .8), (0, 1)])
+def test_a_mixture_holds_the_rows_that_trl_takes(shares, tmp_path):
+    trl = pytest.importorskip('trl')
+    from trl.scripts.utils import DatasetConfig
+    from dpo_nb.train.job import load_mixture
+    flat = pairs.map(lambda r: {k: r[k][0]['content'] for k in ('prompt', 'chosen', 'rejected')}).select_columns(['prompt', 'chosen', 'rejected'])
+    flat.select(range(7)).add_column('more', [1]*7).to_json(tmp_path/'a.jsonl'); flat.select(range(7, 20)).to_json(tmp_path/'b.jsonl')
+    entries = [dict(path='json', data_files=str(tmp_path/f), split='train', columns=['prompt', 'chosen', 'rejected'], fraction=s) for f, s in zip(('a.jsonl', 'b.jsonl'), shares)]
+    theirs = trl.get_dataset(trl.DatasetMixtureConfig(datasets=[DatasetConfig(**e) for e in entries]))['train']
+    assert load_mixture(entries).to_list() == theirs.to_list() and len(theirs) >= 8
+
+
+def test_some_of_a_mixture_is_held_out_and_a_column_of_weights_comes_along(tmp_path):
+    from dpo_nb.cli import parse
+    from dpo_nb.toy import toy_path
+    from dpo_nb.train.job import build_job
+    pairs.select(range(20)).add_column('w', [float(i) for i in range(1, 21)]).to_json(tmp_path/'a.jsonl')
+    line = ['--model_name_or_path', toy_path(), '--datasets', json.dumps([dict(path=str(tmp_path/'a.jsonl'))]), '--output_dir', str(tmp_path/'out'), '--bf16', 'false',
+            '--test_split_size', '0.2', '--eval_strategy', 'steps', '--weight_column', 'w', '--report_to', 'none']
+    job = build_job(*parse(line))
+    assert len(job.train) == 16 and len(job.held) == 4 and sorted([*job.train['w'], *job.held['w']]) == [float(i) for i in range(1, 21)]
+    assert sum(job.trainer.train_dataset['pair_weight']) == sum(job.train['w'])
+    with pytest.raises(ValueError, match='test_split_size=30'): build_job(*parse([*line, '--test_split_size', '30']))

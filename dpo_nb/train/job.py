@@ -38,10 +38,11 @@ from .trainer import DPOTrainer
 class ScriptArguments:
     "What to train on, and what the run shows; the `dataset_` fields as in TRL 1.16.0."
     dataset_name: str|None = field(default=None, metadata={'help': 'Preference pairs: a json, jsonl, parquet or csv file, a folder of such, a save_to_disk folder, or a hub id.'})
-    datasets: str|None = field(default=None, metadata={'help': 'A mixture to train on, best written in a YAML file: a list of {path, name, split, weight}; as a flag, JSON.'})
+    datasets: str|None = field(default=None, metadata={'help': 'A mixture to train on: a list of {path, split, …}, best written in a YAML file.'})
     dataset_config: str|None = field(default=None, metadata={'help': 'Name of the configuration, for hub datasets that have several.'})
     dataset_train_split: str = field(default='train', metadata={'help': 'Split to train on.'})
     dataset_test_split: str = field(default='test', metadata={'help': 'Split to evaluate on, if eval_strategy is not "no".'})
+    test_split_size: float|None = field(default=None, metadata={'help': 'Hold out of a mixture so many rows, or such a share, to evaluate on.'})
     dataset_streaming: bool = field(default=False, metadata={'help': 'Read rows as they are needed; needs max_steps.'})
     num_samples: int = field(default=4, metadata={'help': 'Prompts to show answers to, before and after training; 0 for none.'})
     overwrite_output_dir: bool = field(default=False, metadata={'help': 'Replace what an earlier run left in output_dir.'})
@@ -105,17 +106,18 @@ def load_pairs(
     name:str, # File, folder or hub id
     config:str|None=None, # Configuration, on the hub
     streaming:bool=False, # Rows as they are needed
+    **files, # data_files, data_dir: as `datasets.load_dataset` takes them; then `name` may be a reader, such as 'json'
 )->dict: # split → `Dataset` or `IterableDataset`
     "Read preference pairs from wherever they are."
     path = Path(name).expanduser()
-    if not path.exists() and _is_path(name): raise FileNotFoundError(f"dataset_name={name!r}: there is no such file or folder")
+    if not path.exists() and _is_path(name) and not files: raise FileNotFoundError(f"dataset_name={name!r}: there is no such file or folder")
     if path.is_file() and not _suffix(path): raise ValueError(f"dataset_name={name!r} is of an unknown kind; legal are {', '.join(_readers)}")
     if any((path/f).is_file() for f in ('dataset_dict.json', 'state.json')):
         d = load_from_disk(str(path))
         return {k: v.to_iterable_dataset() if streaming else v for k,v in (d if isinstance(d, DatasetDict) else dict(train=d)).items()}
     try:
         if path.is_file(): return load_dataset(_readers[_suffix(path)], data_files=str(path), streaming=streaming)
-        return load_dataset(str(path) if path.is_dir() else name, config, streaming=streaming)
+        return load_dataset(str(path) if path.is_dir() else name, config, streaming=streaming, **files)
     except (OSError, ValueError, StopIteration, DatasetsError) as e:
         where = 'could not be read' if path.exists() else 'is no file or folder here, and the hub did not deliver it'
         raise ValueError(f"dataset_name={name!r} {where}: {_reason(e)}") from e
@@ -147,27 +149,31 @@ def pick_splits(
 
 # %% ../../nbs/train/57_job.ipynb #c7426870
 def load_mixture(
-    mixture, # List of dicts with path, and perhaps name, split, weight; or JSON of it
-    streaming:bool=False, # Rows as they are needed; then without weights
+    mixture, # List of dicts with path, and perhaps name, split, data_files, data_dir, columns, fraction or weight; or JSON of it
+    streaming:bool=False, # Rows as they are needed; then without weights and fractions
+    keep:tuple=(), # Columns to keep beside those of a pair
 ): # A `Dataset` or `IterableDataset`
     "Several datasets as one."
     mixture = json.loads(mixture) if isinstance(mixture, str) else mixture
     if not isinstance(mixture, list) or not mixture: raise ValueError(f"datasets must be a list of entries such as {_entry}, got {mixture!r}")
-    parts = [_part(i, e, streaming) for i,e in enumerate(mixture)]
+    parts = _shares([_part(i, e, streaming) for i,e in enumerate(mixture)], mixture, streaming)
     columns = [set(p.column_names or next(iter(p))) & set(read_columns) for p in parts]
     if any('prompt' in c for c in columns): parts = [p if 'prompt' in c else p.map(extract_prompt) for p,c in zip(parts, columns)]
-    parts = [p.select_columns([k for k in (*read_columns, *image_columns) if k in (p.column_names or next(iter(p)))]) for p in parts]
+    parts = [p.select_columns([k for k in (*read_columns, *image_columns, *keep) if k in (p.column_names or next(iter(p)))]) for p in parts]
     try: return concatenate_datasets(parts)
     except ValueError as e:
         raise ValueError(f"the datasets of the mixture do not fit together: {_reason(e)}; give all of them texts, or all messages") from None
 
 _entry = "{'path': 'pairs.jsonl', 'split': 'train', 'weight': 1}"
+_keys = ('path', 'name', 'split', 'weight', 'data_files', 'data_dir', 'columns', 'fraction')
 
 def _part(i, entry, streaming):
-    if not isinstance(entry, dict) or 'path' not in entry or set(entry) - {'path', 'name', 'split', 'weight'}:
-        raise ValueError(f"entry {i} of datasets is {entry!r}; it must be a dict such as {_entry}, perhaps with the name of a configuration")
-    data = load_pairs(entry['path'], entry.get('name'), streaming)
+    if not isinstance(entry, dict) or 'path' not in entry or set(entry) - set(_keys):
+        raise ValueError(f"entry {i} of datasets is {entry!r}; it must be a dict such as {_entry}, with keys of {', '.join(_keys)}")
+    data = load_pairs(entry['path'], entry.get('name'), streaming, **{k: entry[k] for k in ('data_files', 'data_dir') if entry.get(k)})
     d, _ = pick_splits(data, ScriptArguments(entry['path'], dataset_train_split=entry.get('split', 'train')), evaluate=False)
+    if missing := set(entry.get('columns') or ()) - set(d.column_names or next(iter(d))): raise ValueError(f"entry {i} of datasets has no column {sorted(missing)[0]!r}; it has {', '.join(d.column_names or next(iter(d)))}")
+    if entry.get('columns'): d = d.select_columns(entry['columns'])
     w = entry.get('weight', 1)
     if isinstance(w, bool) or not isinstance(w, (int, float)) or not w > 0:
         raise ValueError(f"entry {i} of datasets has weight={w!r}; it must be a number above 0")
@@ -178,21 +184,39 @@ def _part(i, entry, streaming):
     if not n: raise ValueError(f"entry {i} of datasets has weight={w}, which leaves none of its {len(d)} rows")
     return d.select([int(k*len(d)/n) if w < 1 else k % len(d) for k in range(n)])
 
-# %% ../../nbs/train/57_job.ipynb #9436c995
+def _shares(parts, mixture, streaming):
+    shares = [e.get('fraction') for e in mixture]
+    if not any(f is not None for f in shares): return parts
+    if None in shares or streaming or any('weight' in e for e in mixture) or not all(isinstance(f, (int, float)) and f >= 0 for f in shares) or not sum(shares):
+        raise ValueError(f"the datasets have fractions {shares}; give each dataset one, numbers from 0 up, without weights and without dataset_streaming")
+    rows = min(len(p)*sum(shares)/f for p,f in zip(parts, shares) if f)
+    return [p.select(range(round(f/sum(shares)*rows))) for p,f in zip(parts, shares)]
+
+# %% ../../nbs/train/57_job.ipynb #dea547b4
 def load_data(
     s:ScriptArguments,
     toy:bool, # The embedded example
     evaluate:bool, # Whether there must be something to evaluate on
+    keep:tuple=(), # Columns of a mixture to keep beside those of a pair
 )->tuple: # (train, eval or None)
     "What is trained on, and what is evaluated on: of one dataset, or of a mixture and of the dataset beside it."
     if toy: return pick_splits(load_toy_pairs(), s, evaluate)
+    if s.test_split_size is not None: return _held_out_of_mixture(s, evaluate, keep)
     if s.datasets is None: return pick_splits(load_pairs(s.dataset_name, s.dataset_config, s.dataset_streaming), s, evaluate)
     if evaluate and s.dataset_name is None:
-        raise ValueError("datasets is a mixture to train on; name the dataset to evaluate on with dataset_name, or leave eval_strategy at 'no'")
+        raise ValueError("datasets is a mixture to train on; name the dataset to evaluate on with dataset_name, hold some of it out with test_split_size, or leave eval_strategy at 'no'")
     held = load_pairs(s.dataset_name, s.dataset_config) if evaluate else {}
     if evaluate and s.dataset_test_split not in held:
         raise ValueError(f"dataset_test_split={s.dataset_test_split!r} is no split of {s.dataset_name!r}, which has {sorted(held)}")
-    return load_mixture(s.datasets, s.dataset_streaming), held.get(s.dataset_test_split)
+    return load_mixture(s.datasets, s.dataset_streaming, keep), held.get(s.dataset_test_split)
+
+def _held_out_of_mixture(s, evaluate, keep):
+    if s.datasets is None or s.dataset_name is not None or s.dataset_streaming:
+        raise ValueError(f"test_split_size={s.test_split_size} is for a mixture: give datasets, neither dataset_name nor dataset_streaming; the splits of one dataset are named by dataset_test_split")
+    size = int(s.test_split_size) if s.test_split_size >= 1 else s.test_split_size
+    try: d = load_mixture(s.datasets, keep=keep).train_test_split(test_size=size, seed=0)
+    except ValueError as e: raise ValueError(f"test_split_size={s.test_split_size}: {_reason(e)}") if 'test_size' in str(e) or 'n_samples' in str(e) else e
+    return d['train'], d['test'] if evaluate else None
 
 # %% ../../nbs/train/57_job.ipynb #b66f7d55
 def load_policy(
@@ -285,7 +309,7 @@ def build_job(
         raise ValueError(f"{'model_name_or_path' if toy else 'dataset_name'} is missing: give a model and a dataset, or neither of them for the embedded example")
     if s.dataset_streaming and args.max_steps<=0: raise ValueError("dataset_streaming needs max_steps, because a stream does not say how long it is")
     quantized = quantization(m)
-    train, held = load_data(s, toy, args.eval_strategy!='no')
+    train, held = load_data(s, toy, args.eval_strategy!='no', tuple(filter(None, (args.weight_column, args.margin_column))))
     model, tokenizer = (toy_path(), None) if toy else load_policy(m, args)
     trainer = DPOTrainer(model, args=args, train_dataset=train, eval_dataset=held, processing_class=tokenizer,
                          quantization_config=quantized, peft_config=lora_config(m))
