@@ -483,7 +483,7 @@ class DPOTrainer(Trainer):
         "Raise if `Trainer` would spread one process's batch over several GPUs."
         if self.args.n_gpu > 1:
             raise ValueError(f"one process sees {self.args.n_gpu} GPUs; start it with torchrun or accelerate launch, "
-                             "or show it one with CUDA_VISIBLE_DEVICES=0")
+                             "show it one with CUDA_VISIBLE_DEVICES=0, or spread one large model over all with model_init_kwargs=dict(device_map='auto')")
 
     def prepare(self, dataset, name, args):
         "Tokenize a dataset, or each of a dict of datasets."
