@@ -1,5 +1,5 @@
 "What the trainer refuses, and what its own options do, where TRL has nothing to compare with; the hub is a small server of ours."
-import json, math, threading
+import importlib.util, json, math, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -251,3 +251,18 @@ def test_some_of_a_mixture_is_held_out_and_a_column_of_weights_comes_along(tmp_p
     assert len(job.train) == 16 and len(job.held) == 4 and sorted([*job.train['w'], *job.held['w']]) == [float(i) for i in range(1, 21)]
     assert sum(job.trainer.train_dataset['pair_weight']) == sum(job.train['w'])
     with pytest.raises(ValueError, match='test_split_size=30'): build_job(*parse([*line, '--test_split_size', '30']))
+
+
+@pytest.mark.skipif(importlib.util.find_spec('bitsandbytes') is None, reason='bitsandbytes is not installed')
+def test_a_model_in_4_bits_learns_after_it_has_answered(tmp_path):
+    "On a CPU with bf16 units bitsandbytes packs weights when a model answers, and gradients through those are wrong."
+    from transformers import BitsAndBytesConfig
+    from dpo_nb.toy import toy_path
+    torch.manual_seed(0)
+    args = DPOConfig(str(tmp_path), max_steps=8, learning_rate=1e-2, per_device_train_batch_size=8, use_cpu=True, bf16=False, report_to='none', logging_steps=1, save_strategy='no', disable_tqdm=True)
+    t = DPOTrainer(toy_path(), args=args, train_dataset=pairs.select(range(8)), processing_class=load_toy_tokenizer(), quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+                   peft_config=LoraConfig(r=8, target_modules=['q_proj', 'v_proj']))
+    t.model.eval().generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2)
+    t.train()
+    margins = [h['rewards/margins'] for h in t.state.log_history if 'rewards/margins' in h]
+    assert margins[0] == 0 and margins[-1] > .5
