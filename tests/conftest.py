@@ -1,5 +1,5 @@
 "What several test files share: a copy of the checkout to change without harm."
-import os, subprocess, sys
+import logging, os, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -22,3 +22,10 @@ def run(*args, cwd=ROOT, check=True, **env):
 def checkout(tmp_path):
     "A copy of the checkout that a test may change."
     return copy_checkout(tmp_path/'checkout')
+
+
+@pytest.fixture(autouse=True, scope='session')
+def no_last_words():
+    "The command line, called in this process, keeps notes for an end that does not come; at Python's own end their stream is closed."
+    yield
+    for h in logging.getLogger('dpo_nb').handlers: getattr(h, 'buffer', []).clear()
