@@ -61,7 +61,7 @@ def read_config(
     except FileNotFoundError: raise ValueError(f"config={path!r}: there is no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f"config={path!r} is not YAML: {' '.join(str(e).split())}") from None
     if not isinstance(found, dict): raise ValueError(f"config={path!r} must hold lines of the form `name: value`")
-    known = {a.dest for a in parser._actions} - {'config'}
+    known = {a.dest for a in parser._actions} - {'config'} | {'streaming'}  # what TRL calls it in a mixture
     for k,v in found.items():
         if k not in known: raise ValueError(f"config={path!r} sets {k!r}, which is no setting{nearest(str(k), known)}")
         if v is None and not _may_be_none(parser, k): raise ValueError(f"config={path!r} leaves {k!r} empty; it needs a value")

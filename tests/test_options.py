@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest, torch, yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from dpo_nb import DPOConfig, DPOTrainer
@@ -226,6 +226,10 @@ def test_a_mixture_in_a_yaml_file(tmp_path):
     assert 'ref_hash' in job.trainer.train_dataset.column_names
     as_flag = parse(['--model_name_or_path', toy_path(), '--datasets', json.dumps(config['datasets']), '--bf16', 'false'])
     assert len(build_job(*as_flag).train) == 17
+    del config['precompute_ref_log_probs']
+    (tmp_path/'s.yaml').write_text(yaml.safe_dump(config | dict(streaming=True, overlong='truncate', datasets=[dict(path=str(tmp_path/'a.jsonl'))])))  # TRL's word for it
+    streamed = build_job(*parse(['--config', str(tmp_path/'s.yaml')])).train
+    assert isinstance(streamed, IterableDataset) and [r['chosen'] for r in streamed] == pairs['chosen'][:6]
 
 
 @pytest.mark.parametrize('shares', [(.5, .5), (3, 1), (.2, .8), (0, 1)])

@@ -43,7 +43,7 @@ class ScriptArguments:
     dataset_train_split: str = field(default='train', metadata={'help': 'Split to train on.'})
     dataset_test_split: str = field(default='test', metadata={'help': 'Split to evaluate on, if eval_strategy is not "no".'})
     test_split_size: float|None = field(default=None, metadata={'help': 'Hold out of a mixture so many rows, or such a share, to evaluate on.'})
-    dataset_streaming: bool = field(default=False, metadata={'help': 'Read rows as they are needed; needs max_steps.'})
+    dataset_streaming: bool = field(default=False, metadata={'aliases': '--streaming', 'help': 'Read rows as they are needed; needs max_steps.'})
     num_samples: int = field(default=4, metadata={'help': 'Prompts to show answers to, before and after training; 0 for none.'})
     overwrite_output_dir: bool = field(default=False, metadata={'help': 'Replace what an earlier run left in output_dir.'})
     config: str|None = field(default=None, metadata={'help': 'YAML file with any of these settings; the command line wins.'})
