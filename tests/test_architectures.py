@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize('case', CASES)
 def test_every_number_equals_trl(case, folder, tmp_path):
-    import trl
+    trl = pytest.importorskip('trl')
     kw = dict(max_steps=5, gradient_checkpointing=False) | CASES[case]
     ours, theirs = (run(lib, folder(case), tmp_path, **kw) for lib in (dpo_nb, trl))
     same(ours, theirs)

@@ -112,7 +112,7 @@ def test_refused_before_anything_is_loaded(at, argv, says):
     '--dataset_name ./typo': 'there is no such file or folder',
     '--dataset_name some/where': "dataset_name='some/where' is no file or folder here, and the hub did not deliver it",
     '--dataset_name note.txt': 'legal are .json, .jsonl, .parquet, .csv',
-    '--dataset_name broken.jsonl': 'could not be read: JSON parse error',
+    '--dataset_name broken.jsonl': 'could not be read: ',
     '--dataset_name empty.jsonl': 'it holds no rows',
     '--dataset_name pairs.jsonl --dataset_train_split half': "dataset_train_split='half' is no split of 'pairs.jsonl', which has ['train']",
     '--dataset_name pairs.jsonl --eval_strategy steps': "dataset_test_split='test' is no split of 'pairs.jsonl', which has ['train']",

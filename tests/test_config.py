@@ -67,8 +67,9 @@ def test_no_warning_from_any_default(tmp_path):
         warnings.simplefilter('error')
         for kw in (dict(), dict(gradient_checkpointing=False), dict(gradient_checkpointing=True, gradient_checkpointing_kwargs=dict(use_reentrant=False))):
             c = DPOConfig(str(tmp_path), **kw)
-            assert c.gradient_checkpointing == c.activation_checkpointing == kw.get('gradient_checkpointing', True)
-            assert c.gradient_checkpointing_kwargs == c.activation_checkpointing_kwargs == kw.get('gradient_checkpointing_kwargs')
+            for name in ('gradient_checkpointing', 'activation_checkpointing')[:1+hasattr(c, 'activation_checkpointing')]:  # the name since transformers 5.23
+                assert getattr(c, name) == kw.get('gradient_checkpointing', True)
+                assert getattr(c, f'{name}_kwargs') == kw.get('gradient_checkpointing_kwargs')
 
 
 def parse(*argv): return HfArgumentParser(DPOConfig).parse_args_into_dataclasses([str(a) for a in argv])[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest, torch
 from datasets import IterableDataset
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback
 
 from dpo_nb import DPOConfig, DPOTrainer
 from dpo_nb.data.collator import DataCollatorForPreference
@@ -78,6 +78,20 @@ def test_a_resumed_run_is_the_uninterrupted_run(trainer, kind):
     pick = lambda t: [{k: h[k] for k in keys} for h in steps(t)]
     assert pick(resumed) == pick(whole) and steps(whole)[0]['loss'] == pytest.approx(LN2, abs=1e-6)
     assert torch.equal(logits(whole.model), logits(resumed.model))
+
+
+@pytest.mark.parametrize('kind', ['continued adapter', 'synced adapter'])
+def test_a_resumed_adapter_where_transformers_forgets_it(trainer, kind, monkeypatch):
+    "Before 5.23 `Trainer` reads the adapters in subfolders of a checkpoint, which is the reference's, and not the policy's beside them."
+    monkeypatch.setattr(Trainer, '_load_from_checkpoint', lambda self, folder, model=None: self.model.load_adapter(f'{folder}/ref', 'ref'))
+    def make():
+        kw = dict(max_steps=6, save_strategy='steps', save_steps=2)
+        if kind == 'continued adapter': return trainer(sft_adapter(), **kw)
+        return trainer(peft_config=LoraConfig(**LORA), sync_ref_model=True, ref_model_sync_steps=2, **kw)
+    whole = make(); whole.train()
+    resumed = make(); resumed.train(resume_from_checkpoint=str(whole.args.output_dir)+'/checkpoint-4')
+    assert [h['loss'] for h in steps(resumed)][-2:] == [h['loss'] for h in steps(whole)][-2:] and torch.equal(logits(whole.model), logits(resumed.model))
+    assert [n for n, w in resumed.model.named_parameters() if w.requires_grad] == [n for n, w in whole.model.named_parameters() if w.requires_grad]
 
 
 def sft_adapter():

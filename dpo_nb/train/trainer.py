@@ -677,6 +677,14 @@ class DPOTrainer(Trainer):
         if self.keeper: self.keeper.begin(self.came_from)
         return super().train(self.came_from, *args, **kwargs)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        "As `Trainer`'s, which before transformers 5.23 reads of several adapters those in subfolders only, and leaves the policy's as it was."
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        adapted = self.accelerator.unwrap_model(self.model if model is None else model)
+        if self.is_fsdp_enabled or len(getattr(adapted, 'peft_config', ())) < 2 or adapted.active_adapter != 'default': return
+        adapted.load_adapter(resume_from_checkpoint, 'default', is_trainable=True)
+        adapted.set_adapter('default')
+
     def training_step(self, *args, **kwargs):
         self.stepping = True  # what is computed in between, to look at the run, is no training
         try:
