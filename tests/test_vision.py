@@ -35,7 +35,7 @@ BATCHES = dict(one=[ONE], several=[ONE, TWO, TURNS], mixed=[NONE, TWO, ONE], tex
 
 def theirs(proc, rows, **kw):
     "The batch of TRL's collator, which changes its rows; on pictures it is given every prompt's twice."
-    from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
+    DataCollatorForVisionPreference = pytest.importorskip('trl.trainer.dpo_trainer').DataCollatorForVisionPreference
     return DataCollatorForVisionPreference(proc, **kw)([copy.copy(r) for r in rows])
 
 
@@ -157,7 +157,7 @@ def trainer(lib, folder, family, out, data=ROWS, **kw):
 
 
 def both_log_the_same(folder, family, out, **kw):
-    import trl
+    trl = pytest.importorskip('trl')
     logs = []
     for lib in (dpo_nb, trl):
         t = trainer(lib, folder, family, out, **kw)
