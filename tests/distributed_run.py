@@ -70,9 +70,12 @@ def history(folder, out, batch, name, where=None, **more):
     return t.state.log_history
 
 
-def examined(folder, out, **more):
-    "What the doctor finds before training, as (name, value, verdict)."
-    return [(f.name, f.value, f.verdict) for f in trainer(folder, out/'doctor', 2, **more).doctor()]
+def examined(folder, out, emptied=False, **more):
+    "What the doctor finds before training, as (name, value, verdict); `emptied`: where only the first process has read the weights."
+    t = trainer(folder, out/'doctor', 2, **more)
+    if emptied and torch.distributed.get_rank():
+        for w in t.model.parameters(): w.data.zero_()
+    return [(f.name, f.value, f.verdict) for f in t.doctor()]
 
 
 def one_batch(n=4):
@@ -126,4 +129,6 @@ if __name__ == '__main__':
         seen[name] = history(folder, out, 2, name, where, **more)
         if name == 'plain': where.pop('trainer').save_model(str(out/'whole'))
     where.pop('trainer', None)
-    end(seen | dict(where=where, doctor=examined(folder, out, **more)), out)
+    seen['doctor'] = examined(folder, out, **more)
+    if way == 'fsdp2': seen['doctor, weights read once'] = examined(folder, out, emptied=True, **more)
+    end(seen | dict(where=where), out)

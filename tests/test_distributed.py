@@ -117,6 +117,13 @@ def test_the_doctor_examines_what_will_be_spread(way, spread):
         assert said['step 0'].startswith('not asked: ZeRO-3' if way == 'zero3' else 'loss 0.6931 (must be 0.6931)') and said['trainable weights'].startswith('72,160 of 72,160')
 
 
+def test_the_doctor_asks_no_model_that_is_not_there_yet(spread):
+    "With cpu_ram_efficient_loading transformers before 5.23 leaves zeros in all processes but the first, until training begins."
+    for seen in spread('fsdp2')[0]:
+        said = {name: (value, verdict) for name, value, verdict in seen['doctor, weights read once']}
+        assert said['step 0'][0].startswith('not asked: only the first process has read the weights') and 'fail' not in {v for _, v in said.values()}
+
+
 def test_what_fsdp2_leaves_behind_loads_in_one_process(spread, tmp_path):
     "The saved model is whole although the checkpoints are in pieces, and those can be joined."
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save

@@ -107,6 +107,12 @@ _at_start = dict(sigmoid=math.log(2), robust=math.log(2), cdpo=math.log(2), hing
 
 def _in_pieces(trainer): return any(hasattr(p, 'ds_id') for p in trainer.model.parameters())
 
+def _empty_elsewhere(trainer):
+    w = next(trainer.model.parameters())
+    if not trainer.is_fsdp_enabled or hasattr(w, 'to_local'): return False
+    here = torch.zeros(1) if w.is_meta else w.detach().float().abs().sum().reshape(1)
+    return len({bool(x) for x in trainer.accelerator.gather(here.to(trainer.accelerator.device)).tolist()}) > 1
+
 def _count(weights): return sum(getattr(p, 'ds_numel', p.numel()) for p in weights)  # a piece of DeepSpeed's knows how many the whole has
 
 def step_zero(
@@ -118,6 +124,7 @@ def step_zero(
     if not needs_reference(trainer.args.loss_type): return [Finding('step 0', 'no loss looks at a reference; nothing to compare')]
     if type(trainer).compute_loss is not DPOTrainer.compute_loss: return [Finding('step 0', f'{type(trainer).__name__} computes its loss in a way of its own; nothing to compare')]
     if _in_pieces(trainer): return [Finding('step 0', 'not asked: ZeRO-3 has spread the weights over the processes, and joins them only in training')]
+    if _empty_elsewhere(trainer): return [Finding('step 0', 'not asked: only the first process has read the weights, and the others get theirs when training begins (cpu_ram_efficient_loading)')]
     with aside(trainer) as log:
         loss = trainer.compute_loss(trainer.model, as_batch(trainer, short_pair(trainer))).item()
         seen = log.pop('train')
