@@ -93,14 +93,14 @@ def step(policy, ref, batch):
     return s.sums.tolist(), loss.item()
 
 
-def sharded(folder, out, rank):
+def sharded(folder, out, rank, **how):
     "Policy and reference, each scattered over both processes by `fully_shard`, through the trainer's own forward."
     mesh = init_device_mesh('cpu', (2,))
     policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ref = frozen_copy(policy)
     for m in (policy, ref):
-        for layer in m.model.layers: fully_shard(layer, mesh=mesh)
-        fully_shard(m, mesh=mesh)
+        for layer in m.model.layers: fully_shard(layer, mesh=mesh, **how)
+        fully_shard(m, mesh=mesh, **how)
     logps, loss = step(policy.train(), ref, one_batch())
     grads = {k: w.grad.full_tensor().norm().item() for k, w in policy.named_parameters()}
     whole = get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
@@ -120,7 +120,9 @@ if __name__ == '__main__':
     folder, out, way = Path(sys.argv[1]), Path(sys.argv[2]), (sys.argv+['ddp'])[3]
     if way == 'ddp':
         seen = {name: history(folder, out, 2, name) for name in RUNS}
-        end(seen | dict(doctor=examined(folder, out), sharded=sharded(folder, out, torch.distributed.get_rank())), out)
+        rank = torch.distributed.get_rank()
+        # the whole, too, is let go of between forward and backward: what Accelerate up to 1.13 asks for with reshard_after_forward
+        end(seen | dict(doctor=examined(folder, out), let_go=sharded(folder, out, rank, reshard_after_forward=True), sharded=sharded(folder, out, rank)), out)
     spread_on_a_cpu(way)
     names, more = SPREAD[way]
     needed = {RUNS[n]['resume'] for n in names if 'resume' in RUNS[n]} - set(names)

@@ -66,7 +66,7 @@ def test_weights_scattered_by_fully_shard(two, tiny):
     (a, b), out = two
     policy = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     logps, loss = step(policy.train(), frozen_copy(policy), one_batch())
-    for seen in (a['sharded'], b['sharded']):
+    for seen in (a['sharded'], b['sharded'], a['let_go'], b['let_go']):
         assert seen['logps'] == pytest.approx(logps, rel=1e-5) and seen['loss'] == pytest.approx(loss, rel=1e-5)
         assert seen['grads'] == {k: pytest.approx(w.grad.norm().item(), rel=1e-3, abs=1e-6) for k, w in policy.named_parameters()}
     whole = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
