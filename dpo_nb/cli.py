@@ -8,6 +8,7 @@ __all__ = ['nearest', 'make_parser', 'read_config', 'config_flags', 'parse', 'fi
 
 # %% ../nbs/train/58_cli.ipynb #e4c5bf66
 import os, sys, textwrap, traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../nbs/train/58_cli.ipynb #f5d54cfd
@@ -181,12 +182,32 @@ def train(
     built = _build(argv, 'train')
     if built is None: return 2
     job, resume = built
-    try: run_job(job, resume, say=print if _first_process() else lambda *_: None)
+    try:
+        with _stops_at_ctrl_c(job.trainer): run_job(job, resume, say=print if _first_process() else lambda *_: None)
     except KeyboardInterrupt: return _complain('interrupted'+_where_to_go_on(job), 130)
     except Exception:
         traceback.print_exc()
         return _complain('error: stopped'+_where_to_go_on(job), 1)
     return 0
+
+@contextmanager
+def _stops_at_ctrl_c(trainer):
+    "Ends the run at its next step if a library has swallowed a Ctrl-C."
+    import signal, threading
+    from transformers import TrainerCallback
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield; return
+    heard = []
+    class Heard(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            if heard: raise KeyboardInterrupt
+    def hear(number, frame):
+        heard.append(number)
+        signal.default_int_handler(number, frame)
+    trainer.add_callback(Heard)
+    signal.signal(signal.SIGINT, hear)
+    try: yield
+    finally: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def _build(argv, command):
     "(job, checkpoint to resume from) of a command line; None after saying what is wrong with it."

@@ -344,6 +344,20 @@ def test_interrupt(at):
     assert re.fullmatch(r'(note .*\n)?dpo_nb train: interrupted at step \d+; the last checkpoint is out/checkpoint-\d+, and --resume_from_checkpoint goes on from it', err.strip()), err
 
 
+def test_an_interrupt_that_a_library_swallows_stops_the_next_step(at, monkeypatch):
+    "Somewhere in writing a checkpoint a Ctrl-C was lost once, without a trace, and the run went on."
+    from dpo_nb.train.trainer import DPOTrainer
+    save = DPOTrainer._save_checkpoint
+    def swallows(self, *args, **kwargs):
+        try: os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt: pass
+        return save(self, *args, **kwargs)
+    monkeypatch.setattr(DPOTrainer, '_save_checkpoint', swallows)
+    before = signal.getsignal(signal.SIGINT)
+    done = real('--max_steps', '9', '--save_steps', '2')
+    assert done.code == 130 and 'interrupted at step 2; the last checkpoint is out/checkpoint-2' in done.err and signal.getsignal(signal.SIGINT) is before
+
+
 def test_what_stops_names_a_checkpoint_that_is_whole(tmp_path):
     from dpo_nb.cli import _where_to_go_on
     from dpo_nb.toy import load_toy_model
