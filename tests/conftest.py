@@ -1,5 +1,5 @@
 "What several test files share: a copy of the checkout to change without harm."
-import logging, os, subprocess, sys
+import importlib, logging, os, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,12 @@ def run(*args, cwd=ROOT, check=True, **env):
     done = subprocess.run([str(a) for a in args], cwd=cwd, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert not check or done.returncode == 0, f'{args} exited with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}'
     return done
+
+
+def live_trl(module='trl'):
+    "TRL 1.16.0, to compare with. It needs Python 3.11; from there on a missing one is an error, so that no comparison is skipped unseen."
+    if sys.version_info < (3, 11): pytest.skip('TRL 1.16.0 needs Python 3.11', allow_module_level=True)
+    return importlib.import_module(module)
 
 
 @pytest.fixture

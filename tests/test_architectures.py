@@ -2,6 +2,7 @@
 import math
 
 import pytest, torch
+from conftest import live_trl
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -51,7 +52,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize('case', CASES)
 def test_every_number_equals_trl(case, folder, tmp_path):
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
     kw = dict(max_steps=5, gradient_checkpointing=False) | CASES[case]
     ours, theirs = (run(lib, folder(case), tmp_path, **kw) for lib in (dpo_nb, trl))
     same(ours, theirs)

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import run
+from conftest import live_trl, run
 from project import ROOT
 
 BIN = Path(sys.executable).parent
@@ -112,7 +112,7 @@ def test_refused_before_anything_is_loaded(at, argv, says):
     '--dataset_name ./typo': 'there is no such file or folder',
     '--dataset_name some/where': "dataset_name='some/where' is no file or folder here, and the hub did not deliver it",
     '--dataset_name note.txt': 'legal are .json, .jsonl, .parquet, .csv',
-    '--dataset_name broken.jsonl': 'could not be read: ',
+    '--dataset_name broken.jsonl': 'could not be read: JSON parse error',
     '--dataset_name empty.jsonl': 'it holds no rows',
     '--dataset_name pairs.jsonl --dataset_train_split half': "dataset_train_split='half' is no split of 'pairs.jsonl', which has ['train']",
     '--dataset_name pairs.jsonl --eval_strategy steps': "dataset_test_split='test' is no split of 'pairs.jsonl', which has ['train']",
@@ -193,7 +193,7 @@ def test_embedded_settings_are_defaults_only(at):
 
 
 def test_names_and_defaults_are_trls():
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
     from dpo_nb.train.config import DPOConfig
     from dpo_nb.train.job import ModelArguments, ScriptArguments
     default = lambda f: f.default_factory() if f.default_factory is not MISSING else f.default
@@ -209,7 +209,7 @@ def test_names_and_defaults_are_trls():
 
 def test_flags_are_trls():
     "What `trl dpo` accepts as a flag is a flag here, with the same arity; bare switches may be more."
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
     from dpo_nb.cli import make_parser
     ours, theirs = ({o: a for a in p._actions for o in a.option_strings} for p in (make_parser(), trl.TrlParser((trl.ScriptArguments, trl.DPOConfig, trl.ModelConfig, trl.DatasetMixtureConfig))))
     missing = {o for o in theirs if o not in ours} - {'-h', '--help', '--ignore_bias_buffers', '--ignore-bias-buffers'}
@@ -345,7 +345,7 @@ def test_interrupt(at):
 
 
 def test_an_interrupt_that_a_library_swallows_stops_the_next_step(at, monkeypatch):
-    "Somewhere in writing a checkpoint a Ctrl-C was lost once, without a trace, and the run went on."
+    "A Ctrl-C was lost once, without a trace, and the run went on. Here one is lost while a checkpoint is written."
     from dpo_nb.train.trainer import DPOTrainer
     save = DPOTrainer._save_checkpoint
     def swallows(self, *args, **kwargs):

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets, pytest, torch
+from conftest import live_trl
 from datasets import Dataset, IterableDataset, load_dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -62,7 +63,7 @@ both_tokenizers = pytest.mark.parametrize('tokenizer', ['toy', 'gpt2'], indirect
 @pytest.fixture(scope='session')
 def theirs():
     "TRL's preparation of a dataset, without a trainer around it."
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
 
     def prepare(dataset, tokenizer, max_length=None, truncation_mode='keep_start'):
         args = SimpleNamespace(max_length=max_length, truncation_mode=truncation_mode, dataset_num_proc=None)
@@ -152,14 +153,14 @@ def test_real_pairs_go_through_as_in_trl(gpt2, theirs):
 # --- the same batches as TRL -----------------------------------------------------------------------------------------------------
 
 def test_collator_has_trls_arguments():
-    theirs = pytest.importorskip('trl.trainer.dpo_trainer').DataCollatorForPreference
+    theirs = live_trl('trl.trainer.dpo_trainer').DataCollatorForPreference
     signature = lambda c: [(f.name, f.default) for f in dataclasses.fields(c)]
     assert signature(DataCollatorForPreference) == signature(theirs)
 
 
 @pytest.mark.parametrize('seed', range(200))
 def test_same_batch_as_trl(seed):
-    theirs = pytest.importorskip('trl.trainer.dpo_trainer').DataCollatorForPreference
+    theirs = live_trl('trl.trainer.dpo_trainer').DataCollatorForPreference
     rng = random.Random(seed)
     ids = lambda low: [rng.randrange(1000) for _ in range(rng.randint(low, 12))]
     refs = [(), ('ref_chosen_logps', 'ref_rejected_logps'), ('ref_chosen_logps',), ('ref_rejected_logps',)][seed % 4]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 
 import pytest, torch
+from conftest import live_trl
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser, TrainerCallback, TrainingArguments
@@ -15,7 +16,7 @@ import dpo_nb
 from dpo_nb.toy import load_toy_pairs, load_toy_tokenizer
 from dpo_nb.train.hints import moved_imports, moved_methods, renamed, stays_in_trl
 
-trl = pytest.importorskip('trl')
+trl = live_trl('trl')
 pytestmark = [pytest.mark.filterwarnings('ignore')]
 tok, LORA = load_toy_tokenizer, dict(r=4, target_modules=['q_proj', 'v_proj'], task_type='CAUSAL_LM')
 CPU = dict(max_steps=2, per_device_train_batch_size=2, per_device_eval_batch_size=4, learning_rate=1e-2, logging_steps=1, bf16=False, use_cpu=True, save_strategy='no',

@@ -4,6 +4,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest, torch, yaml
+from conftest import live_trl
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
@@ -234,7 +235,7 @@ def test_a_mixture_in_a_yaml_file(tmp_path):
 
 @pytest.mark.parametrize('shares', [(.5, .5), (3, 1), (.2, .8), (0, 1)])
 def test_a_mixture_holds_the_rows_that_trl_takes(shares, tmp_path):
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
     from trl.scripts.utils import DatasetConfig
     from dpo_nb.train.job import load_mixture
     flat = pairs.map(lambda r: {k: r[k][0]['content'] for k in ('prompt', 'chosen', 'rejected')}).select_columns(['prompt', 'chosen', 'rejected'])

@@ -6,6 +6,7 @@ import json, math, warnings
 from functools import cache
 
 import pytest, torch
+from conftest import live_trl
 from datasets import Dataset
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -176,7 +177,7 @@ CASES = {
 
 @pytest.mark.parametrize('case', CASES)
 def test_every_logged_number_equals_trl(case, tiny, tmp_path):
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
     kw = dict(CASES[case])
     tol = dict(tol=.05, floor=.02) if kw.pop('low', False) else {}  # bf16 has 8 bits
     for k in ('data', 'evals'):
@@ -214,7 +215,7 @@ DIFFERENCES = {  # what → (ours, TRL 1.16.0's); each is asserted below
 
 
 def both(tiny, tmp_path, model=None, **kw):
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
     return [run(lib, tiny, tmp_path, model, **kw) for lib in (dpo_nb, trl)]
 
 
@@ -245,14 +246,14 @@ def test_dropout_in_functions(tiny, tmp_path):
 
 
 def test_adapters_may_follow(tiny, tmp_path):
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
     kw = dict(peft_config=LoraConfig(**LORA), sync_ref_model=True, ref_model_mixup_alpha=1., ref_model_sync_steps=1)
     assert all(math.isclose(h['loss'], math.log(2), rel_tol=1e-5) for h in run(dpo_nb, tiny, tmp_path, **kw) if 'loss' in h)
     with pytest.raises(NotImplementedError): run(trl, tiny, tmp_path, **kw)
 
 
 def test_num_tokens_goes_on(tiny, tmp_path):
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
     seen = []
     for lib in (dpo_nb, trl):
         run(lib, tiny, tmp_path, save_strategy='steps', save_steps=2, max_steps=4)
@@ -264,14 +265,14 @@ def test_num_tokens_goes_on(tiny, tmp_path):
 
 
 def test_a_question_in_another_column(tiny, tmp_path):
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
     data = Dataset.from_list([dict(question='Where is it?', chosen=f'The answer is {i}.', rejected=f'The answer is not {i}.') for i in range(6)])
     assert 'loss' in first(run(trl, tiny, tmp_path, data=data, max_steps=1))
     with pytest.raises(ValueError, match="'question'"): run(dpo_nb, tiny, tmp_path, data=data, max_steps=1)
 
 
 def test_log_probs_that_come_with_the_data(tiny, tmp_path):
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
     args = dpo_nb.DPOConfig(str(tmp_path/'x'), precompute_ref_log_probs=True, bf16=False, use_cpu=True, report_to='none')
     done = dpo_nb.DPOTrainer(tiny, args=args, train_dataset=rows(), processing_class=load_toy_tokenizer()).train_dataset
     plain_run, again = (run(dpo_nb, tiny, tmp_path, data=d, precompute_ref_log_probs=True) for d in (rows(), done))

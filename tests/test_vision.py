@@ -5,6 +5,7 @@ import copy, json
 from functools import cache
 
 import pytest, torch
+from conftest import live_trl
 from datasets import Dataset, IterableDataset
 from peft import LoraConfig
 from transformers import ProcessorMixin
@@ -35,7 +36,7 @@ BATCHES = dict(one=[ONE], several=[ONE, TWO, TURNS], mixed=[NONE, TWO, ONE], tex
 
 def theirs(proc, rows, **kw):
     "The batch of TRL's collator, which changes its rows; on pictures it is given every prompt's twice."
-    DataCollatorForVisionPreference = pytest.importorskip('trl.trainer.dpo_trainer').DataCollatorForVisionPreference
+    DataCollatorForVisionPreference = live_trl('trl.trainer.dpo_trainer').DataCollatorForVisionPreference
     return DataCollatorForVisionPreference(proc, **kw)([copy.copy(r) for r in rows])
 
 
@@ -157,7 +158,7 @@ def trainer(lib, folder, family, out, data=ROWS, **kw):
 
 
 def both_log_the_same(folder, family, out, **kw):
-    trl = pytest.importorskip('trl')
+    trl = live_trl('trl')
     logs = []
     for lib in (dpo_nb, trl):
         t = trainer(lib, folder, family, out, **kw)
