@@ -52,7 +52,7 @@ bench: $(VENV)/.installed-dev  ## train by turns with TRL 1.16.0, then time impo
 	$(OFFLINE) $(BIN)/python scripts/bench_trl.py $(ARGS)
 	$(OFFLINE) $(BIN)/python scripts/bench.py
 
-pages: $(VENV)/.installed-dev  ## run pages from an empty kernel and save their outputs (ARGS="nbs/03_pairs.ipynb")
+pages: $(VENV)/.installed-dev  ## run pages from an empty kernel and save their outputs (ARGS="nbs/pairs.ipynb")
 	$(BIN)/python scripts/run_pages.py $(ARGS)
 
 sync: $(VENV)/.installed-dev  ## write each page's first cell, clean the notebooks, export the package

@@ -3,11 +3,11 @@ __version__ = "0.1.0"
 
 _where = {  # public name → module that defines it; imported on first use, so `import dpo_nb` stays instant
     'DPOConfig': 'train.config',
-    'DPOTrainer': 'train.live',  # with the doctor, and in a notebook a view
+    'DPOTrainer': 'views.live',  # with the doctor, and in a notebook a view
     'DataCollatorForPreference': 'data.collator',
     'DataCollatorForVisionPreference': 'data.vision',
-    'LiveView': 'train.live',
-    'score': 'train.scoring',
+    'LiveView': 'views.live',
+    'score': 'diagnose.scoring',
     'load_toy_model': 'toy',
     'load_toy_tokenizer': 'toy',
     'load_toy_pairs': 'toy',

@@ -109,7 +109,7 @@ def work(side, c, profile=False):
         seen, step = [0, 0], t.training_step
         def counted(model, inputs, *a, **k):
             if side == 'dpo_nb':  # places computed, and tokens of answers
-                from dpo_nb.data.prefix import pack, shares_prefix
+                from dpo_nb.model.prefix_sharing import pack, shares_prefix
                 p = pack({k: inputs[k] for k in ('input_ids', 'attention_mask')}) if shares_prefix(model) else None
                 seen[0] += (inputs if p is None else p.inputs)['input_ids'].numel()
             seen[1] += int(inputs['completion_mask'].sum())

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run every loss on every kind of data of nbs/labs/82_choose_a_loss.ipynb and record what the page shows.
+"""Run every loss on every kind of data of nbs/labs/choose_a_loss.ipynb and record what the page shows.
 
     python scripts/choose_a_loss.py              # writes nbs/labs/choose_a_loss.json; about seven minutes of one core
     python scripts/choose_a_loss.py simpo orpo   # these again, or for the first time; the others stay
@@ -20,7 +20,7 @@ from dpo_nb.pairs import PairLogps
 from dpo_nb.toy import expected_reward, kl
 
 RESULT = ROOT/'nbs'/'labs'/'choose_a_loss.json'
-PAGE = RESULT.with_name('82_choose_a_loss.ipynb')
+PAGE = RESULT.with_name('choose_a_loss.ipynb')
 
 
 def page():

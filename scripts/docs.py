@@ -11,8 +11,9 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # nbdev runs the exported cells o
 from execnb.nbio import mk_cell, read_nb, write_nb
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
+import yaml
 
-from project import ROOT, colab_url, doc_url, fill, modidx, pages, settings, source_url, unnumbered
+from project import ROOT, colab_url, doc_url, fill, modidx, pages, settings, source_url
 
 PROC, OUT = ROOT/'_proc', ROOT/settings()['doc_path']
 NOTEBOOKS = 'notebooks'  # where the site keeps the pages as notebooks, to download
@@ -27,14 +28,14 @@ def process():
 
 
 def relative(url, here, cfg):
-    "Point a link at the page's name on this site: published addresses become relative, numbers go, files beside nbs/ are the repository's."
+    "Point a link at the page's name on this site: published addresses become relative, files beside nbs/ are the repository's."
     base = doc_url(cfg) + '/'
     if url.startswith(base): return os.path.relpath(url[len(base):], here.parent)
     path, mark, anchor = url.partition('#')
     if ':' in path or not path: return url
     inside = os.path.normpath(here.parent/path)
     if inside.startswith('../'): return source_url(cfg, inside[3:]) + mark + anchor
-    return unnumbered(path) + mark + anchor if path.endswith('.ipynb') else url
+    return url
 
 
 def links(text, here, cfg):
@@ -93,12 +94,12 @@ def buttons(name, here, cfg):
     return '<p class="page-links">' + ' · '.join(links) + '</p>'
 
 
-def rename():
-    "Give pages their names without numbers, which is where nbdev's links point, and mend the links between them."
+def finish():
+    "Mend the links of the processed pages, and put the line of buttons under each title."
     cfg = settings()
     for src in pages():
         name = src.relative_to(ROOT/'nbs')
-        here = Path(unnumbered(name))
+        here = name
         nb = read_nb(PROC/name)
         said_once(nb.cells)
         code = '\n'.join(c.source for c in read_nb(src).cells if c.cell_type == 'code')
@@ -110,11 +111,7 @@ def rename():
                 for mime in {'text/markdown', 'text/html'} & set(o.get('data', {})):
                     o.data[mime] = links(rightly(unlink_code(''.join(o.data[mime]))), here, cfg)
         nb.cells.insert(1, mk_cell(buttons(name, here, cfg), 'markdown'))
-        (PROC/name).unlink()
-        if (PROC/here).exists(): sys.exit(f'two pages are called {here} on the site')
         write_nb(nb, PROC/here)
-    bar = PROC/'sidebar.yml'
-    bar.write_text('\n'.join(re.sub(r'^(\s*- )(\S+\.ipynb)$', lambda m: m[1]+unnumbered(m[2]), l) for l in bar.read_text().splitlines()))
 
 
 MATH = re.compile(r'(?s)([(\[“‘]*)<span class="math (inline|display)">\s*(?:\\[(\[])?(.*?)(?:\\[)\]])?\s*</span>([.,;:!?)\]’”-]*)')
@@ -241,7 +238,7 @@ toc: false
 search: false
 ---
 
-No page has this address. Pages move when they are renumbered, but their names stay: try the search above, or begin again at
+No page has this address. Try the search above, or begin again at
 [the start](index.ipynb), the [gallery of losses](explain/gallery.ipynb) or the [questions](explain/questions.ipynb).
 """
 
@@ -265,6 +262,22 @@ def card(out, cfg):
     ax.plot(z, [math.log1p(math.exp(-v)) for v in z], 'w', lw=6); ax.plot(0, math.log(2), 'wo', ms=18)
     ax.axhline(0, color='w', lw=1); ax.annotate('ln 2', (0, math.log(2)), (.5, 1.05), color='w', size=24)
     fig.savefig(out/'card.png'); plt.close(fig)
+
+
+SIGNPOST = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>This page has moved</title><link rel="canonical" href="HERE"><meta http-equiv="refresh" content="1; url=HERE">
+<script>location.replace('HERE' + location.hash)</script></head><body><p>This page has moved: <a href="HERE">HERE</a>.</p></body></html>
+"""
+
+
+def signposts(out):
+    "An old address of a page leads to where it is now."
+    for old, new in yaml.safe_load((ROOT/'nbs'/'moved.yml').read_text(encoding='utf-8')).items():
+        page = out/f'{old}.html'
+        if page.exists(): sys.exit(f'nbs/moved.yml says that {old} has moved, and there is a page of this name')
+        if not (out/f'{new}.html').exists(): sys.exit(f'nbs/moved.yml sends {old} to {new}, which is no page')
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(SIGNPOST.replace('HERE', os.path.relpath(f'{new}.html', Path(old).parent)), encoding='utf-8')
 
 
 def downloads(out, cfg):
@@ -292,6 +305,7 @@ def render(renderer):
     missing(built, cfg)
     card(built, cfg)
     downloads(built, cfg)
+    signposts(built)
     (built/'.nojekyll').touch()
     shutil.rmtree(OUT, ignore_errors=True)
     shutil.move(built, OUT)
@@ -304,7 +318,7 @@ def main():
     renderer = ap.parse_args().renderer
     os.chdir(ROOT)
     process()
-    rename()
+    finish()
     warnings = render(renderer)
     print(f'{sum(1 for _ in OUT.rglob("*.html"))} pages in {OUT}, rendered by {renderer}')
     if warnings: sys.exit('\n'.join(warnings))

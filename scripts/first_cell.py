@@ -2,7 +2,7 @@
 """Write the first code cell of every page: where dpo_nb is missing, as in Colab, it installs the page's release.
 
     python scripts/first_cell.py                     # into every page
-    python scripts/first_cell.py nbs/03_pairs.ipynb  # into some pages
+    python scripts/first_cell.py nbs/pairs.ipynb  # into some pages
     python scripts/first_cell.py --check             # exit 1 if a page has another one
 
 `nbdev_test` and scripts/run_pages.py skip the cell, and the site leaves it out: it is for those who run the notebook somewhere else.

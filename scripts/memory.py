@@ -7,7 +7,7 @@ The models are Llamas of random weights and 20 to 135 million parameters, and Sm
 the embedded toy for a step, so that all libraries are loaded and have what they need; what it holds then is its base, and what the training of the
 case adds at its peak is the number. Blocks above 1 MB (above 64 kB where tensors are small) are given back to the system when they are freed, by way
 of MALLOC_MMAP_THRESHOLD_, which shows what the tensors need; some cases run once more without, as the C library by itself keeps much in stock.
-nbs/guides/75_speed_and_memory.ipynb holds the numbers against what is computed from the shape.
+nbs/guides/speed_and_memory.ipynb holds the numbers against what is computed from the shape.
 """
 import argparse, datetime as dt, json, os, random, subprocess, sys, tempfile
 from pathlib import Path
@@ -54,7 +54,7 @@ def train(c, model, rows, tokenizer, folder):
     import datasets
     from peft import LoraConfig
     from dpo_nb import DPOConfig, DPOTrainer
-    from dpo_nb.data.prefix import pack
+    from dpo_nb.model.prefix_sharing import pack
     args = DPOConfig(folder, use_cpu=True, bf16=c.get('bf16', False), gradient_checkpointing=c.get('checkpointing', True), max_steps=c['steps'], max_length=None,
                      precompute_ref_log_probs=c.get('precompute', False), per_device_train_batch_size=c['batch'], report_to='none', save_strategy='no', disable_tqdm=True, seed=1)
     lora = LoraConfig(r=c['lora'], target_modules='all-linear', task_type='CAUSAL_LM') if c.get('lora') else None

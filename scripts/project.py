@@ -31,19 +31,14 @@ def copy_checkout(dest, *under, root=ROOT):
     return dest
 
 
-def unnumbered(name):
-    "The name a page has on the site: `losses/10_sigmoid.ipynb` becomes `losses/sigmoid.ipynb`."
-    return re.sub(r'(^|/)\d+[a-zA-Z0-9]*_(?=[^/]*$)', r'\1', str(name))
-
-
 def doc_url(cfg):
     "Where the site is published, without a closing slash."
     return (cfg['doc_host'].rstrip('/') + '/' + cfg['doc_baseurl'].strip('/')).rstrip('/')
 
 
 def page_url(cfg, name):
-    "The published address of `losses/10_sigmoid.ipynb`."
-    return f'{doc_url(cfg)}/{unnumbered(name).removesuffix(".ipynb")}.html'
+    "The published address of `losses/sigmoid.ipynb`."
+    return f'{doc_url(cfg)}/{str(name).removesuffix(".ipynb")}.html'
 
 
 def source_url(cfg, path):

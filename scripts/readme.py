@@ -17,7 +17,7 @@ FENCE = re.compile(r'(?ms)(^```.*?^```$)')
 
 def badges(cfg):
     "Tests, site, Colab, licence; only what the repository's host can show."
-    colab, workflow = colab_url(cfg, '00_tour.ipynb'), f"{cfg['git_url']}/actions/workflows/test.yaml"
+    colab, workflow = colab_url(cfg, 'tour.ipynb'), f"{cfg['git_url']}/actions/workflows/test.yaml"
     shown = [f'[documentation]({doc_url(cfg)}/)', '[Apache-2.0](../LICENSE)']
     if colab: shown = [f'[![tests]({workflow}/badge.svg)]({workflow})',
                        f'[![Open the tour in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})', *shown]

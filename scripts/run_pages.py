@@ -2,7 +2,7 @@
 """Run pages top to bottom in an empty kernel and save their outputs.
 
     python scripts/run_pages.py                     # every page
-    python scripts/run_pages.py nbs/03_pairs.ipynb  # some pages
+    python scripts/run_pages.py nbs/pairs.ipynb  # some pages
 
 A page that fails is left as it was on disk, and the exit code is 1. Widget state is never saved.
 """

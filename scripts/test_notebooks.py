@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Run every notebook as its readers do: with the built wheel, in a folder that is not the checkout.
 
-    python scripts/test_notebooks.py [nbs/03_pairs.ipynb]
+    python scripts/test_notebooks.py [nbs/pairs.ipynb]
 
 Each page is copied into a folder of its own, with the files that its first cell would fetch and nothing else. The environment is a new one; it holds the wheel and sees the
 other packages of this environment, but not the checkout that is installed here to be edited. Cells headed by a flag of settings.ini's

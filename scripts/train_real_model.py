@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train SmolLM2-135M-Instruct on real preferences, and write down what nbs/guides/70_real_model.ipynb shows.
+"""Train SmolLM2-135M-Instruct on real preferences, and write down what nbs/guides/real_model.ipynb shows.
 
     python scripts/train_real_model.py                  # every run, about half an hour of processor time; writes nbs/guides/real_model.json
     python scripts/train_real_model.py --run lr_5e-6    # one run again; the others stay
@@ -82,7 +82,7 @@ def token_scores(model, pairs, tokenizer, bf16):
     "For each pair the per-token log-probs of chosen and rejected, nats; eight pairs at a time."
     import torch
     from dpo_nb.data.collator import DataCollatorForPreference
-    from dpo_nb.train.forward import score
+    from dpo_nb.model.forward import score
     collate, was, out = DataCollatorForPreference(tokenizer.pad_token_id, COMMON['max_length']), model.training, []
     model.eval()
     for i in range(0, len(pairs), 8):

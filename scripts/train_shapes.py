@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Teach a tiny model to see, then to prefer the right description: what nbs/guides/73_vision.ipynb shows.
+"""Teach a tiny model to see, then to prefer the right description: what nbs/guides/vision.ipynb shows.
 
     python scripts/train_shapes.py      # a minute or two on an idle core; writes nbs/guides/vision.json
 
@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditional
 from dpo_nb import DataCollatorForVisionPreference, DPOConfig, DPOTrainer
 from dpo_nb.data.vision import draw_shapes
 from dpo_nb.toy import load_toy_model, load_toy_tokenizer
-from dpo_nb.train.report import pair_tokens
+from dpo_nb.diagnose.report import pair_tokens
 from project import ROOT
 
 SETTINGS = dict(train=600, test=240, seed=0, sft_steps=150, sft_batch=16, sft_lr=1e-3, dpo_steps=80, dpo_batch=16, dpo_lr=1e-4, beta=.1, patch=7)

@@ -14,9 +14,9 @@ from dpo_nb import DPOConfig, DPOTrainer
 from dpo_nb.data.collator import DataCollatorForPreference
 from dpo_nb.data.truncate import prepare_dataset
 from dpo_nb.losses.sigmoid import sigmoid_loss
-from dpo_nb.reference.reference import frozen_copy
+from dpo_nb.reference.copies import frozen_copy
 from dpo_nb.toy import load_toy_pairs, load_toy_tokenizer
-from dpo_nb.train.forward import pair_logps, score
+from dpo_nb.model.forward import pair_logps, score
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=['q_proj', 'v_proj'])
 RUNS = {  # the name of a run → settings; `resume` goes on from the middle of another

@@ -16,7 +16,7 @@ SAVED = {'model.safetensors', 'config.json', 'tokenizer.json', 'tokenizer_config
 
 def dpo(*argv):
     "The program in this process: exit code, stdout, stderr."
-    from dpo_nb.cli import main
+    from dpo_nb.run.cli import main
     out, err = StringIO(), StringIO()
     with redirect_stdout(out), redirect_stderr(err): code = main([str(a) for a in argv])
     return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
@@ -168,7 +168,7 @@ def test_traceback_on_request(at):
 
 
 def test_settings_file(at):
-    from dpo_nb.cli import parse
+    from dpo_nb.run.cli import parse
     Path('run.yaml').write_text('learning_rate: 1e-4\nmax_length: null\nbf16: false\nuse_peft: true\nlora_target_modules: [q_proj, v_proj]\nmodel_init_kwargs: {use_cache: false}\n'
                                 'report_to: [none]\nmodel_name_or_path: reviewer\ndataset_name: pairs.jsonl\n')
     s, m, a = parse(['--config', 'run.yaml', '--beta', '.3'])
@@ -183,8 +183,8 @@ def test_settings_file(at):
 
 
 def test_embedded_settings_are_defaults_only(at):
-    from dpo_nb.cli import parse
-    from dpo_nb.train.job import embedded
+    from dpo_nb.run.cli import parse
+    from dpo_nb.run.job import embedded
     Path('run.yaml').write_text('bf16: false\nper_device_train_batch_size: 2\n')
     a = parse(['--config', 'run.yaml', '--learning_rate', '7e-4'])[2]
     assert (a.learning_rate, a.per_device_train_batch_size, a.warmup_steps) == (7e-4, 2, embedded['warmup_steps'])
@@ -195,7 +195,7 @@ def test_embedded_settings_are_defaults_only(at):
 def test_names_and_defaults_are_trls():
     trl = live_trl('trl')
     from dpo_nb.train.config import DPOConfig
-    from dpo_nb.train.job import ModelArguments, ScriptArguments
+    from dpo_nb.run.job import ModelArguments, ScriptArguments
     default = lambda f: f.default_factory() if f.default_factory is not MISSING else f.default
     for ours, theirs, ours_only, theirs_only in (
             (ScriptArguments, (trl.DatasetMixtureConfig, trl.ScriptArguments), {'num_samples', 'overwrite_output_dir', 'config', 'traceback'}, {'ignore_bias_buffers', 'streaming'}),
@@ -210,7 +210,7 @@ def test_names_and_defaults_are_trls():
 def test_flags_are_trls():
     "What `trl dpo` accepts as a flag is a flag here, with the same arity; bare switches may be more."
     trl = live_trl('trl')
-    from dpo_nb.cli import make_parser
+    from dpo_nb.run.cli import make_parser
     ours, theirs = ({o: a for a in p._actions for o in a.option_strings} for p in (make_parser(), trl.TrlParser((trl.ScriptArguments, trl.DPOConfig, trl.ModelConfig, trl.DatasetMixtureConfig))))
     missing = {o for o in theirs if o not in ours} - {'-h', '--help', '--ignore_bias_buffers', '--ignore-bias-buffers'}
     assert not missing, missing
@@ -359,7 +359,7 @@ def test_an_interrupt_that_a_library_swallows_stops_the_next_step(at, monkeypatc
 
 
 def test_what_stops_names_a_checkpoint_that_is_whole(tmp_path):
-    from dpo_nb.cli import _where_to_go_on
+    from dpo_nb.run.cli import _where_to_go_on
     from dpo_nb.toy import load_toy_model
     for step in (2, 4): load_toy_model().save_pretrained(tmp_path/f'checkpoint-{step}')
     (tmp_path/'checkpoint-2'/'trainer_state.json').write_text('{}')  # it is written last, so that of step 4 was not finished

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 import distributed_run
 from distributed_run import RUNS, SPREAD, history, one_batch, step
 from test_trl_trainer import tiny  # noqa: F401, a fixture
-from dpo_nb.reference.reference import frozen_copy
+from dpo_nb.reference.copies import frozen_copy
 from dpo_nb.train.ledger import Ledger
 
 pytestmark = pytest.mark.filterwarnings('ignore')

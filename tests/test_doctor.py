@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 
 import dpo_nb
 from dpo_nb.toy import load_toy_model, load_toy_pairs, load_toy_tokenizer
-from dpo_nb.train.doctor import Diagnosis, Finding, dead_sign, doctor, gradient, memory_need, movable, step_zero
+from dpo_nb.diagnose.doctor import Diagnosis, Finding, dead_sign, doctor, gradient, memory_need, movable, step_zero
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=['q_proj', 'v_proj'])
 
@@ -114,7 +114,7 @@ def test_the_pulse_is_quiet_while_it_can_be_well(entries): assert dead_sign(entr
 
 
 def test_the_pulse_says_each_thing_once(trainer, monkeypatch):
-    import dpo_nb.train.doctor as module
+    import dpo_nb.diagnose.doctor as module
     said = []
     monkeypatch.setattr(module._logger, 'warning', said.append)
     trainer(beta=1e-6, max_steps=40, logging_steps=4, per_device_train_batch_size=1).train()
@@ -130,14 +130,14 @@ def test_the_gradient_is_taken_and_left_alone(trainer):
 
 def test_a_mark_that_opens_every_turn_is_no_second_bos():
     "SmolLM2's BOS is the mark of a turn; two of them side by side, or one before the answer, are still found."
-    from dpo_nb.train.doctor import row_counts
+    from dpo_nb.diagnose.doctor import row_counts
     turns = dict(prompt_ids=[1, 5, 2, 1, 6, 2, 1, 9], chosen_ids=[7, 2], rejected_ids=[8, 2])
     found = [row_counts([turns | more], 1, 2)['two_bos'] for more in ({}, dict(prompt_ids=[1, 1, 5]), dict(chosen_ids=[1, 7, 2]))]
     assert found == [0, 1, 1]
 
 
 def test_a_second_train_is_not_told_that_its_policy_has_moved(trainer, monkeypatch):
-    import dpo_nb.train.doctor as module
+    import dpo_nb.diagnose.doctor as module
     said = []
     monkeypatch.setattr(module._logger, 'warning', said.append)
     t = trainer(max_steps=3, learning_rate=1e-3)

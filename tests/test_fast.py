@@ -8,12 +8,12 @@ from transformers import (BloomConfig, BloomForCausalLM, CohereConfig, CohereFor
                           Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM)
 
 from dpo_nb.data.collator import DataCollatorForPreference
-from dpo_nb.data.fused import FusedLogps
-from dpo_nb.data.prefix import cannot_share, pack, share_prefix
+from dpo_nb.model.fused_head import FusedLogps
+from dpo_nb.model.prefix_sharing import cannot_share, pack, share_prefix
 from dpo_nb.logps import score_rows, score_tokens
 from dpo_nb.losses.sigmoid import sigmoid_loss
-from dpo_nb.reference.once import RefCache
-from dpo_nb.train.forward import fused_head, pair_logps, score
+from dpo_nb.reference.cache import RefCache
+from dpo_nb.model.forward import fused_head, pair_logps, score
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # PEFT and transformers announce their next versions
 
@@ -98,7 +98,7 @@ def test_equal_loss_and_gradients(name, lora, checkpointing, monkeypatch):
         plain = plainly(model, batch, log_p2=True)
         want = loss_and_grads(model, plain, ref)
         for packed, rows_up_to in ((False, 0), (True, 0), (True, 128)):  # attention in pieces, then in rows
-            monkeypatch.setattr('dpo_nb.data.prefix.rows_up_to', rows_up_to)
+            monkeypatch.setattr('dpo_nb.model.prefix_sharing.rows_up_to', rows_up_to)
             share_prefix(model, packed)
             fast = score(model, batch, log_p2=True)
             got = loss_and_grads(model, fast, ref)
@@ -118,7 +118,7 @@ def test_same_numbers_in_bf16_autocast(name, monkeypatch):
         with torch.no_grad():
             share_prefix(model, False)
             truth = plainly(model, batch).logps
-            monkeypatch.setattr('dpo_nb.train.forward.score_rows', None)  # the logits are not fallen back to
+            monkeypatch.setattr('dpo_nb.model.forward.score_rows', None)  # the logits are not fallen back to
             with torch.autocast('cpu', torch.bfloat16):
                 plain, fused = plainly(model, batch).logps, score(model, batch).logps
                 share_prefix(model)
@@ -140,7 +140,7 @@ def test_gradient_of_bf16_weights_is_as_good_as_autograds():
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
 def test_the_ruler_is_read_in_every_precision_and_length(dtype):
-    from dpo_nb.train.forward import follows, instead_of_logits, logit_rule
+    from dpo_nb.model.forward import follows, instead_of_logits, logit_rule
     model = make('cohere').to(dtype)
     for n in (1, 2, 37, 1000):
         hidden = torch.zeros(1, n, 24, dtype=dtype)
@@ -150,15 +150,15 @@ def test_the_ruler_is_read_in_every_precision_and_length(dtype):
 
 def test_the_trainer_takes_its_shortcuts_in_bf16(tmp_path, monkeypatch):
     from dpo_nb.toy import load_toy_model
-    monkeypatch.setattr('dpo_nb.train.forward.score_rows', None)
+    monkeypatch.setattr('dpo_nb.model.forward.score_rows', None)
     t = trainer(tmp_path, load_toy_model(), bf16=True, num_train_epochs=1)
-    from dpo_nb.data.prefix import shares_prefix
+    from dpo_nb.model.prefix_sharing import shares_prefix
     assert shares_prefix(t.model) and shares_prefix(t.ref_model) and len(curve(t)) == 2
 
 
 def test_bf16_autocast_does_not_pass_for_an_error_of_sharing(tmp_path):
     "Whether a model can share is tried in its own precision: rounding to bf16 alone is off by more than what is allowed."
-    from dpo_nb.data.prefix import shares_prefix, sharing_error
+    from dpo_nb.model.prefix_sharing import shares_prefix, sharing_error
     from dpo_nb.toy import load_toy_tokenizer
     def large():
         torch.manual_seed(0)
@@ -230,7 +230,7 @@ def curve(t):
 @pytest.mark.parametrize('lora', [False, True], ids=['', 'lora'])
 def test_trainer_gives_the_same_numbers_without_its_shortcuts(tmp_path, lora):
     from dpo_nb.toy import load_toy_model
-    from dpo_nb.train.doctor import FirstLook
+    from dpo_nb.diagnose.doctor import FirstLook
     peft = dict(peft_config=LoraConfig(r=4, target_modules=['q_proj', 'v_proj'])) if lora else {}
     fast, plain = trainer(tmp_path, load_toy_model(), **peft), trainer(tmp_path, load_toy_model(), cache_ref_log_probs=False, **peft)
     for m in filter(None, (plain.model, plain.ref_model)): share_prefix(m, False)
@@ -256,7 +256,7 @@ def test_sharing_is_refused_with_its_reason(tmp_path):
 TWO = '''
 import json, os, sys
 import torch, dpo_nb
-from dpo_nb.data.prefix import shares_prefix
+from dpo_nb.model.prefix_sharing import shares_prefix
 from dpo_nb.toy import load_toy_pairs, load_toy_tokenizer, toy_path
 torch.set_num_threads(1)
 checkpointing = sys.argv[1] == 'True'

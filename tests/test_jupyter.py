@@ -61,7 +61,7 @@ def test_an_untrusted_notebook_shows_no_words_of_a_drawing_that_is_gone(chromium
 
 def test_the_loss_explorer_says_in_a_browser_what_it_says_in_python(chromium):
     import torch
-    from dpo_nb.loss_explorer import LossExplorer
+    from dpo_nb.views.explorer import LossExplorer
     softplus = torch.nn.functional.softplus
     curves = dict(log=lambda x, b, t: (softplus(-b*x), b*(-b*x).sigmoid()), square=lambda x, b, t: ((x-t/b)**2, 2*(t/b-x)))
     e = LossExplorer(lambda name, *a: curves[name](*a), list(curves), dict(b=[.01, .5], t=[.5, 2.]), torch.arange(-40, 41, dtype=torch.float64))
@@ -89,11 +89,11 @@ def test_the_loss_explorer_says_in_a_browser_what_it_says_in_python(chromium):
 CELL = '''
 import torch
 from IPython.display import display
-from dpo_nb.widgets import explore_loss, live_explorer
-from dpo_nb.brush import Brush, Trails, live_brush, live_trails
-from dpo_nb.token_view import live_tokens, token_view
-from dpo_nb.run_view import live_runs, run_view
-from dpo_nb.data.batch_view import batch_view, live_batch
+from dpo_nb.views.widgets import explore_loss, live_explorer
+from dpo_nb.views.brush import Brush, Trails, live_brush, live_trails
+from dpo_nb.views.tokens import live_tokens, token_view
+from dpo_nb.views.run import live_runs, run_view
+from dpo_nb.views.batch import batch_view, live_batch
 class Words:
     def decode(self, ids): return f'w{ids[0]}'
 z = torch.arange(-6, 7.)

@@ -14,7 +14,7 @@ from dpo_nb.losses.length import ld_sums
 from dpo_nb.losses.mixing import mix_losses, wpo_weights
 from dpo_nb.losses.registry import bind_losses, divergence_losses, get_loss, losses, reference_free
 from dpo_nb.pairs import PairLogps
-from dpo_nb.train.forward import pair_logps
+from dpo_nb.model.forward import pair_logps
 from trl_cases import ALL, CASES, SEEDS, WITH_DIVERGENCE, batch
 
 live = pytest.mark.skipif(sys.version_info < (3, 11), reason='TRL 1.16.0 needs Python 3.11')
@@ -278,11 +278,11 @@ def test_a_new_loss_is_a_page_and_a_line(tmp_path):
     "As CONTRIBUTING says: a page that exports the function, an import and an entry in the registry; then config and trainer know it."
     repo = copy_checkout(tmp_path/'repo')
     cell = lambda kind, text: dict(cell_type=kind, id=f'c{abs(hash(text)) % 10**8:08d}', metadata={}, source=text) | (dict(execution_count=None, outputs=[]) if kind == 'code' else {})
-    page = json.loads((repo/'nbs/losses/10_sigmoid.ipynb').read_text(encoding='utf-8'))
+    page = json.loads((repo/'nbs/losses/sigmoid.ipynb').read_text(encoding='utf-8'))
     page['cells'] = [cell('markdown', '# Cubic\n\n> A loss for this test.'), cell('code', '#| default_exp losses.cubic'), cell('code', '#| export\nfrom dpo_nb.pairs import PairLogps'),
                      cell('code', "#| export\ndef cubic_loss(p, *, beta=0.1):\n    'A made-up loss.'\n    return (1-beta*p.delta).abs()**3")]
-    (repo/'nbs/losses/27_cubic.ipynb').write_text(json.dumps(page), encoding='utf-8')
-    registry = repo/'nbs/losses/29_registry.ipynb'
+    (repo/'nbs/losses/cubic.ipynb').write_text(json.dumps(page), encoding='utf-8')
+    registry = repo/'nbs/losses/registry.ipynb'
     text = registry.read_text(encoding='utf-8')
     line, entry = 'from dpo_nb.losses.sigmoid import sigmoid_loss\\n', 'sigmoid=sigmoid_loss,'
     assert text.count(entry) == 1

@@ -4,7 +4,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import (BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM,
                           Qwen3MoeConfig, Qwen3MoeForCausalLM)
 
-from dpo_nb.data.memory import largest_batch, layer_bytes, peak_memory, step_moments
+from dpo_nb.model.memory import largest_batch, layer_bytes, peak_memory, step_moments
 
 pytestmark = pytest.mark.filterwarnings('ignore')  # PEFT announces what it did not match
 

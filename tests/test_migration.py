@@ -307,7 +307,7 @@ def test_the_same_script_logs_the_same_numbers(script, tiny, tmp_path):
 
 
 def test_both_command_lines_read_one_file(tiny, tmp_path):
-    from dpo_nb.cli import parse
+    from dpo_nb.run.cli import parse
     path = tmp_path/'run.yaml'
     path.write_text(f'{YAML}model_name_or_path: {tiny}\noutput_dir: {tmp_path/"out"}\n')
     theirs = trl.TrlParser((trl.ScriptArguments, trl.DPOConfig, trl.ModelConfig)).parse_args_and_config(['--config', str(path), '--beta', '0.2'])
@@ -391,7 +391,7 @@ def test_a_rate_from_yaml_and_a_path_are_taken(tiny, tmp_path):
 
 @pytest.mark.parametrize('flags, says', {('--max_prompt_length', '9'): 'unknown flag --max_prompt_length, it is gone: prompts are no longer cut', ('--warmup_ratio=.1',): 'unknown flag --warmup_ratio=.1, it is now warmup_steps'}.items())
 def test_the_command_line_knows_what_moved(flags, says, tmp_path):
-    from dpo_nb.cli import parse
+    from dpo_nb.run.cli import parse
     with pytest.raises(ValueError, match=says): parse(list(flags))
     name, _, value = flags[0].strip('-').partition('=')
     (tmp_path/'c.yaml').write_text(f'{name}: {value or flags[-1]}\n')
@@ -401,8 +401,8 @@ def test_the_command_line_knows_what_moved(flags, says, tmp_path):
 def test_the_module_is_the_program():
     from conftest import run
     import sys
-    assert run(sys.executable, '-m', 'dpo_nb.cli', '--version').stdout.startswith('dpo_nb ')
-    assert 'it is now warmup_steps' in run(sys.executable, '-m', 'dpo_nb.cli', 'train', '--warmup_ratio', '.1', check=False).stderr
+    assert run(sys.executable, '-m', 'dpo_nb.run.cli', '--version').stdout.startswith('dpo_nb ')
+    assert 'it is now warmup_steps' in run(sys.executable, '-m', 'dpo_nb.run.cli', 'train', '--warmup_ratio', '.1', check=False).stderr
 
 
 # --- the tables themselves

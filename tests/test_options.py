@@ -214,9 +214,9 @@ def test_accelerate_reads_our_configurations(name, kind):
 # --- a mixture, from the command line
 
 def test_a_mixture_in_a_yaml_file(tmp_path):
-    from dpo_nb.cli import parse
+    from dpo_nb.run.cli import parse
     from dpo_nb.toy import toy_path
-    from dpo_nb.train.job import build_job
+    from dpo_nb.run.job import build_job
     pairs.select(range(6)).to_json(tmp_path/'a.jsonl'); pairs.select(range(6, 16)).to_parquet(str(tmp_path/'b.parquet'))
     config = dict(model_name_or_path=toy_path(), output_dir=str(tmp_path/'out'), max_steps=2, bf16=False, overlong='drop', precompute_ref_log_probs=True, report_to='none',
                   datasets=[dict(path=str(tmp_path/'a.jsonl'), weight=2), dict(path=str(tmp_path/'b.parquet'), split='train', weight=.5)])
@@ -237,7 +237,7 @@ def test_a_mixture_in_a_yaml_file(tmp_path):
 def test_a_mixture_holds_the_rows_that_trl_takes(shares, tmp_path):
     trl = live_trl('trl')
     from trl.scripts.utils import DatasetConfig
-    from dpo_nb.train.job import load_mixture
+    from dpo_nb.run.job import load_mixture
     flat = pairs.map(lambda r: {k: r[k][0]['content'] for k in ('prompt', 'chosen', 'rejected')}).select_columns(['prompt', 'chosen', 'rejected'])
     flat.select(range(7)).add_column('more', [1]*7).to_json(tmp_path/'a.jsonl'); flat.select(range(7, 20)).to_json(tmp_path/'b.jsonl')
     entries = [dict(path='json', data_files=str(tmp_path/f), split='train', columns=['prompt', 'chosen', 'rejected'], fraction=s) for f, s in zip(('a.jsonl', 'b.jsonl'), shares)]
@@ -246,9 +246,9 @@ def test_a_mixture_holds_the_rows_that_trl_takes(shares, tmp_path):
 
 
 def test_some_of_a_mixture_is_held_out_and_a_column_of_weights_comes_along(tmp_path):
-    from dpo_nb.cli import parse
+    from dpo_nb.run.cli import parse
     from dpo_nb.toy import toy_path
-    from dpo_nb.train.job import build_job
+    from dpo_nb.run.job import build_job
     pairs.select(range(20)).add_column('w', [float(i) for i in range(1, 21)]).to_json(tmp_path/'a.jsonl')
     line = ['--model_name_or_path', toy_path(), '--datasets', json.dumps([dict(path=str(tmp_path/'a.jsonl'))]), '--output_dir', str(tmp_path/'out'), '--bf16', 'false',
             '--test_split_size', '0.2', '--eval_strategy', 'steps', '--weight_column', 'w', '--report_to', 'none']

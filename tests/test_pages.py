@@ -1,6 +1,7 @@
 "How a page is made, checked on every page there is: structure, import order, assertions, clean and in sync."
 import ast, json, re, subprocess, sys, urllib.request
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib import metadata
 
 import nbformat
@@ -8,7 +9,7 @@ import pytest
 import yaml
 import first_cell
 from conftest import run
-from project import ROOT, directives, page_url, pages, settings, unnumbered
+from project import ROOT, directives, page_url, pages, settings
 
 NBS, LIB = ROOT/'nbs', ROOT/'dpo_nb'
 PAGES = {p.relative_to(NBS).as_posix(): p for p in pages()}
@@ -20,10 +21,16 @@ DEVELOPMENT = {'nbdev', 'fastcore', 'execnb', 'pytest', 'trl', 'gguf', 'smalldoc
 every_page = pytest.mark.parametrize('name', PAGES)
 
 
-def number(name):
-    "The page's place in reading and import order; the landing page comes after all."
-    found = re.match(r'\d+', name.rpartition('/')[2])
-    return int(found[0]) if found else float('inf')
+# From the ground up: a module imports from lower layers, and from its own folder without a circle. `views` is a wing that takes numbers.
+LAYERS = [('toy', 'logps', 'pairs', 'divergences'), ('losses',), ('views',), ('data',), ('model',), ('reference',), ('train',), ('diagnose',), ('run',), ('api',)]
+UPWARD = {('data.vision', 'model.prefix_sharing'), ('views.batch', 'model.prefix_sharing'),  # not yet in their right places
+          *(('views.live', m) for m in ('train.samples', 'diagnose.doctor', 'diagnose.report', 'run.job'))}
+
+
+def layer(name):
+    "How high a module or page stands; pages outside of the layers (Learn, guides, labs) stand above all."
+    top = name.partition('.')[0].partition('/')[0]
+    return next((i for i, tops in enumerate(LAYERS) if top in tops), len(LAYERS))
 
 
 def tree(code):
@@ -66,12 +73,12 @@ def ours(names):
     return {n.removeprefix('dpo_nb').lstrip('.') for n in names if n.split('.')[0] == 'dpo_nb'}
 
 
-def order_errors(names, mine):
-    "What the page numbered `mine` may not import of `names`."
+def layer_errors(names, mine):
+    "What the module or page `mine` may not import of `names`."
     for mod in ours(names):
         if not mod: yield 'the package root'
         elif mod not in modules(): yield f'dpo_nb.{mod}, which no page exports'
-        elif number(modules()[mod]) >= mine: yield f'dpo_nb.{mod} of page {modules()[mod]}, which is not lower'
+        elif layer(mod) > layer(mine) and (mine, mod) not in UPWARD: yield f'dpo_nb.{mod}, which lies in a higher layer'
 
 
 def generated():
@@ -127,7 +134,7 @@ def test_first_cell_installs_only_what_is_missing(have, colab, asks, monkeypatch
     monkeypatch.setattr(metadata, 'version', look)
     monkeypatch.setattr(subprocess, 'run', install)
     if colab: monkeypatch.setitem(sys.modules, 'google.colab', object())
-    page = PAGES['guides/75_speed_and_memory.ipynb']
+    page = PAGES['guides/speed_and_memory.ipynb']
     code = first_cell.cell(page, json.loads(page.read_text(encoding='utf-8')))
     monkeypatch.setattr(metadata, 'metadata', lambda name: {'Home-page': 'https://code.example.org/group/dpo_nb'})
     monkeypatch.setattr(urllib.request, 'urlretrieve', lambda url, file: fetched.append((url, file)))
@@ -160,10 +167,10 @@ def test_first_cell_fetches_what_the_page_reads(name, monkeypatch, tmp_path):
 def test_every_file_that_lies_outside_the_package_is_found():
     "Tables beside a page, files of another folder, and whole folders."
     found = {n: set(f) for n, f in READERS.items()}
-    assert found['guides/75_speed_and_memory.ipynb'] == {'memory.json', 'speed.json'} and found['labs/82_choose_a_loss.ipynb'] == {'choose_a_loss.json'}
-    assert found['guides/74_scaling.ipynb'] == {f'../../configs/{p.name}' for p in (ROOT/'configs').iterdir()}
-    assert found['train/54_doctor.ipynb'] >= {'../guides/real_model.json', '../guides/vision.json'} and found['index.ipynb'] == {'sidebar.yml'}
-    assert not found['train/58_cli.ipynb'], 'files that a page makes are not fetched'
+    assert found['guides/speed_and_memory.ipynb'] == {'memory.json', 'speed.json'} and found['labs/choose_a_loss.ipynb'] == {'choose_a_loss.json'}
+    assert found['guides/scaling.ipynb'] == {f'../../configs/{p.name}' for p in (ROOT/'configs').iterdir()}
+    assert found['diagnose/doctor.ipynb'] >= {'../guides/real_model.json', '../guides/vision.json'} and found['index.ipynb'] == {'sidebar.yml'}
+    assert not found['run/cli.ipynb'], 'files that a page makes are not fetched'
 
 
 @every_page
@@ -195,19 +202,27 @@ def test_imports_stand_alone(name):
 
 
 @pytest.mark.parametrize('name', [n for n in PAGES if n != 'index.ipynb'])
-def test_page_imports_only_lower_numbers(name):
-    assert not list(order_errors(imported([t for _, t, _ in cells(name)]), number(name)))
+def test_page_imports_only_lower_layers(name):
+    "Figures of `views` may be shown anywhere, and their own pages show them at work; so may pages outside of the layers use all."
+    names = {n for n in imported([t for _, t, _ in cells(name)]) if not n.startswith('dpo_nb.views.')}
+    mine = 'index' if name.startswith('views/') else name.removesuffix('.ipynb').replace('/', '.')
+    assert not list(layer_errors(names, mine))
 
 
-def test_modules_import_only_lower_numbers():
+def test_modules_import_only_lower_layers():
     for mod, code in generated():
         assert mod in modules(), f'dpo_nb/{mod.replace(".", "/")}.py has no page'
         found = set(imported([code], ('dpo_nb', *mod.split('.')[:-1])))
-        assert not list(order_errors(found, number(modules()[mod]))), mod
+        assert not list(layer_errors(found, mod)), mod
         assert not DEVELOPMENT & {f.split('.')[0] for f in found}, f'{mod} imports development tools'
         if mod.startswith('losses.') and mod != 'losses.registry':
             beyond = {f for f in found if f.split('.')[0] not in {'torch', 'dpo_nb', *sys.stdlib_module_names}}
             assert not beyond and ours(found) <= {'pairs'}, f'{mod} imports more than torch and dpo_nb.pairs: {sorted(found)}'
+
+
+def test_no_circles_between_modules():
+    below = {mod: ours(imported([code], ('dpo_nb', *mod.split('.')[:-1]))) for mod, code in generated()}
+    TopologicalSorter(below).prepare()  # raises CycleError
 
 
 def is_assertion(n):
@@ -216,7 +231,7 @@ def is_assertion(n):
     return isinstance(n, ast.Assert) or name.startswith(('test_', 'assert_', 'expect_fail'))
 
 
-@pytest.mark.parametrize('name', sorted(modules().values(), key=number))
+@pytest.mark.parametrize('name', sorted(modules().values()))
 def test_definitions_are_shown_and_asserted(name):
     "Each name of the module's `__all__`: used within three code cells of its definition, asserted at least twice."
     mod = next(m for m, n in modules().items() if n == name)
@@ -235,7 +250,7 @@ def test_definitions_are_shown_and_asserted(name):
     assert not problems, problems
 
 
-LOSSES = [n for m, n in modules().items() if m.startswith('losses.') and number(n) < 28 and any(  # 28 mixes losses, 29 lists them
+LOSSES = [n for m, n in modules().items() if m.startswith('losses.') and m not in ('losses.mixing', 'losses.registry') and any(
     isinstance(x, ast.FunctionDef) and x.name.endswith('_loss') for d, t, _ in cells(n) if exported(d) for x in t.body)]
 
 
@@ -250,10 +265,14 @@ def test_sidebar_lists_the_pages():
     bar = yaml.safe_load((NBS/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']
     listed = [p for part in bar for p in ([part] if isinstance(part, str) else part['contents'])]
     assert sorted(listed) == sorted(PAGES), 'nbs/sidebar.yml and the notebooks differ'
-    assert listed[0] == 'index.ipynb' and listed[1:] == sorted(listed[1:], key=number), 'not in the order of the numbers'
-    numbers = [number(n) for n in listed[1:]]
-    assert len(set(numbers)) == len(numbers), 'two pages have one number'
-    assert len({unnumbered(n) for n in listed}) == len(listed), 'two pages would have one address'
+    assert listed[0] == 'index.ipynb' and len(set(listed)) == len(listed), 'a page is listed twice'
+
+
+def test_a_page_is_called_like_its_module():
+    "Page files carry no numbers."
+    other = {mod: page for mod, page in modules().items() if page != mod.replace('.', '/') + '.ipynb'}
+    assert not {k: v for k, v in other.items() if k not in ('views.explorer', 'views.run')}
+    assert not [n for n in PAGES if re.search(r'(^|/)\d', n)]
 
 
 def test_quarto_configuration_is_one_file():

@@ -11,7 +11,7 @@ from project import ROOT
 from smollm2 import WHEEL, smollm2_folder
 from train_real_model import COLOURED, COMMON, METRICS, PAIRS_300, PROMPTS, RESULT, RUNS, data_digest, settings_digest
 
-PAGE = ROOT/'nbs'/'guides'/'70_real_model.ipynb'
+PAGE = ROOT/'nbs'/'guides'/'real_model.ipynb'
 REMAKE = 'run scripts/train_real_model.py again, then the page'
 
 
@@ -86,7 +86,7 @@ def test_the_pages_python_runs(tmp_path):
 
 
 def test_the_pages_commands_are_understood():
-    from dpo_nb.cli import parse
+    from dpo_nb.run.cli import parse
     found = commands()
     assert len(found) >= 2
     for argv in found: parse(argv[1:])

@@ -5,7 +5,7 @@ import pytest, torch
 from peft import IA3Config, LNTuningConfig, LoraConfig, VeraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dpo_nb.reference.reference import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter
+from dpo_nb.reference.copies import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter
 from dpo_nb.toy import load_toy_model
 
 ARCHITECTURES = '''llama qwen2 qwen3 mistral gemma gemma2 gemma3_text phi phi3 gpt2 gpt_neo gpt_neox gptj gpt_bigcode opt bloom falcon persimmon

@@ -84,7 +84,7 @@ def test_what_the_picture_collator_needs():
 
 
 def test_a_weight_that_leaves_nothing(tmp_path):
-    from dpo_nb.train.job import load_mixture
+    from dpo_nb.run.job import load_mixture
     rows(4).to_json(tmp_path/'a.jsonl')
     with pytest.raises(ValueError, match='leaves none of its 4 rows'): load_mixture([dict(path=str(tmp_path/'a.jsonl'), weight=.1)])
 
@@ -118,7 +118,7 @@ def test_liger_and_compute_metrics(tmp_path):
 def test_liger_gets_policy_and_reference_and_the_log_probs_stay_fused(tmp_path, monkeypatch):
     import sys, types
     import transformers.integrations.liger as of_transformers
-    import dpo_nb.train.forward as forward
+    import dpo_nb.model.forward as forward
     got, fused = [], []
     stand_in = types.ModuleType('liger_kernel.transformers')
     stand_in._apply_liger_kernel_to_instance = lambda model, **kw: got.append((model, kw))
@@ -146,8 +146,8 @@ def test_a_processor_whose_tokenizer_cannot_pad():
 
 
 def test_views_of_nothing():
-    from dpo_nb.brush import Trails
-    from dpo_nb.run_view import RunView
+    from dpo_nb.views.brush import Trails
+    from dpo_nb.views.run import RunView
     with pytest.raises(ValueError, match='has no loss in its log; give trainer.state.log_history'): RunView(dict(a=[dict(epoch=1.)]))
     with pytest.raises(ValueError, match='give every path the same number of steps'): Trails(torch.zeros(3, 2), dict(a=torch.zeros(3, 2), b=torch.zeros(4, 2)))
 
@@ -162,7 +162,7 @@ def test_a_ledger_of_another_dataset():
 def test_a_mixture_keeps_its_pictures(tmp_path):
     from datasets import load_from_disk
     from dpo_nb.data.vision import draw_shapes
-    from dpo_nb.train.job import load_mixture
+    from dpo_nb.run.job import load_mixture
     seen = Dataset.from_list([{k: r[k] for k in ('image', 'prompt', 'chosen', 'rejected')} for r in draw_shapes(3)])
     seen.save_to_disk(tmp_path/'seen'), rows(2).select_columns(['prompt', 'chosen', 'rejected']).save_to_disk(tmp_path/'read')
     mixed = load_mixture([dict(path=str(tmp_path/'seen'), weight=2), dict(path=str(tmp_path/'read'))])

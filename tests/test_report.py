@@ -7,9 +7,9 @@ from project import ROOT
 
 from datasets import Dataset
 
-from dpo_nb.train.doctor import Finding
+from dpo_nb.diagnose.doctor import Finding
 from dpo_nb.train.ledger import Ledger
-from dpo_nb.train.report import (code_block, curves, doctor_table, epoch_ends, esc, generations, ledger_table, pair_tokens, render_report, saturates, shade, thin, ticks,
+from dpo_nb.diagnose.report import (code_block, curves, doctor_table, epoch_ends, esc, generations, ledger_table, pair_tokens, render_report, saturates, shade, thin, ticks,
                                  token_rewards, verdict, write_report)
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
@@ -210,7 +210,7 @@ def test_a_failure_never_destroys_an_old_report(tmp_path, monkeypatch):
     path = write_report(tmp_path/'a'/'report.html', title='Old', log_history=LOG, config={})
     old = path.read_bytes()
     def fails(*_): raise OSError('disk full')
-    for where, what in (('dpo_nb.train.report.render_report', fails), ('os.replace', fails), ('pathlib.Path.write_text', lambda self, *a, **k: (self.touch(), fails()))):
+    for where, what in (('dpo_nb.diagnose.report.render_report', fails), ('os.replace', fails), ('pathlib.Path.write_text', lambda self, *a, **k: (self.touch(), fails()))):
         with monkeypatch.context() as m:
             m.setattr(where, what)
             with pytest.raises(OSError, match='disk full'): write_report(path, title='New', log_history=LOG, config={})

@@ -5,7 +5,7 @@ import pytest, torch
 from peft import LoraConfig, get_peft_model
 
 import dpo_nb
-from dpo_nb import cli
+from dpo_nb.run import cli
 from dpo_nb.toy import load_toy_model, load_toy_pairs, load_toy_tokenizer, toy_path
 
 CPU = dict(use_cpu=True, bf16=False)

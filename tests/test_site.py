@@ -11,13 +11,13 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 from conftest import copy_checkout, run
-from project import ROOT, colab_url, directives, fill, pages, settings, source_url, unnumbered
+from project import ROOT, colab_url, directives, fill, pages, settings, source_url
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
          '--disable-component-update', '--disable-sync']
-PAGES = [unnumbered(p.relative_to(ROOT/'nbs').with_suffix('.html').as_posix()) for p in pages()]
-IN_ORDER = [unnumbered(n).replace('.ipynb', '.html') for n in re.findall(r'- (\S+\.ipynb)', (ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))]
+PAGES = [p.relative_to(ROOT/'nbs').with_suffix('.html').as_posix() for p in pages()]
+IN_ORDER = [n.replace('.ipynb', '.html') for n in re.findall(r'- (\S+\.ipynb)', (ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))]
 
 pytestmark = pytest.mark.skipif(not shutil.which('quarto') and sys.version_info < (3, 11), reason='smalldocs needs Python 3.11')
 
@@ -109,8 +109,8 @@ def test_names_link_to_what_they_name(site):
     "A name that several pages use leads to the page's own meaning, or nowhere; what is imported, or has a name like no other, leads to its page."
     def leads(page, name): return set(re.findall(rf'<a href="([^"]*)"[^>]*><code[^>]*>{name}</code></a>', (site/page).read_text(encoding='utf-8')))
     for page in ('pairs.html', 'divergences.html', 'losses/chi_po.html'): assert not leads(page, 'score'), page  # the field, not the command
-    assert leads('train/forward.html', 'score') == {'forward.html#score'} and not leads('train/job.html', 'train')
-    assert leads('train/doctor.html', 'doctor') == {'doctor.html#doctor'} and leads('train/forward.html', 'PairLogps') == {'../pairs.html#pairlogps'}
+    assert leads('model/forward.html', 'score') == {'forward.html#score'} and not leads('run/job.html', 'train')
+    assert leads('diagnose/doctor.html', 'doctor') == {'doctor.html#doctor'} and leads('model/forward.html', 'PairLogps') == {'../pairs.html#pairlogps'}
     assert not leads('losses/simpo.html', 'DPOTrainer'), "TRL's"
     assert leads('explain/questions.html', 'disable_dropout') == {'../reference/reference.html#disable_dropout'}
 
@@ -124,9 +124,9 @@ def browser():
 
 def test_every_page_can_be_run_taken_away_and_left(site):
     "Colab, a copy to download, the source, the page before and after, and a picture for other sites; addresses as in settings.ini."
-    cfg, numbered = settings(), {unnumbered(n): n for n in (p.relative_to(ROOT/'nbs').as_posix() for p in pages())}
+    cfg = settings()
     for page in PAGES:
-        links, name = parsed(site/page).links, numbered[page.replace('.html', '.ipynb')]
+        links, name = parsed(site/page).links, page.replace('.html', '.ipynb')
         assert {colab_url(cfg, name), source_url(cfg, f'nbs/{name}')} - {None} <= set(links), page
         copy = (site/page).parent/next(l for l in links if l.endswith('.ipynb') and ':' not in l)
         assert copy.read_text(encoding='utf-8') == fill((ROOT/'nbs'/name).read_text(encoding='utf-8'), cfg), page
@@ -278,7 +278,7 @@ def test_axe_finds_nothing(chromium, served, scheme):
     found, axe = [], (files('axe_playwright_python')/'axe.min.js').read_text(encoding='utf-8')
     rules = "" if scheme == 'light' else ", runOnly: ['color-contrast']"
     with tab(chromium, scheme=scheme) as t:
-        for page in ('index', 'tour', 'losses/ipo', 'data/collator', 'train/metrics', 'train/report', 'explain/gallery', 'explain/questions', 'explain/gradient_zoo', 'explain/reading_a_run', 'token_view', 'data/batch_view', 'labs/frontier', '404'):
+        for page in ('index', 'tour', 'losses/ipo', 'data/collator', 'train/metrics', 'diagnose/report', 'explain/gallery', 'explain/questions', 'explain/gradient_zoo', 'explain/reading_a_run', 'token_view', 'data/batch_view', 'labs/frontier', '404'):
             t.goto(f'{served}/{page}.html')
             t.wait_for_function("s => document.documentElement.classList.contains('quarto-dark') === (s === 'dark')", arg=scheme)
             t.evaluate(axe)
@@ -324,7 +324,7 @@ def test_solutions_are_folded_with_their_code(chromium, served):
     context = chromium.new_context(reduced_motion='reduce')
     t = context.new_page()
     for src in pages():
-        nb, page = json.loads(src.read_text(encoding='utf-8')), unnumbered(src.relative_to(ROOT/'nbs').with_suffix('.html').as_posix())
+        nb, page = json.loads(src.read_text(encoding='utf-8')), src.relative_to(ROOT/'nbs').with_suffix('.html').as_posix()
         want = folded(nb)
         if not want: continue
         t.goto(f'{served}/{page}')
@@ -491,7 +491,7 @@ def numbers(text): return [float(n.replace('−', '-')) for n in re.findall(r'[+
 
 def test_token_view_shows_the_numbers_it_holds(chromium, served):
     "Every checkpoint of every pair: sums, words, colours; a token says its number, by pointer and by key."
-    with quiet_tab(chromium, f'{served}/token_view.html') as t:
+    with quiet_tab(chromium, f'{served}/views/tokens.html') as t:
         figure = t.locator('figure.dpo-tokens')
         held, slider = held_by(figure), figure.locator('input')
         for p, pair in enumerate(held['pairs']):
@@ -519,7 +519,7 @@ def test_token_view_shows_the_numbers_it_holds(chromium, served):
 
 
 def test_batch_view_shows_what_the_collator_made(chromium, served):
-    with quiet_tab(chromium, f'{served}/data/batch_view.html') as t:
+    with quiet_tab(chromium, f'{served}/views/batch.html') as t:
         figure = t.locator('figure.dpo-batch')
         held, written = held_by(figure), dict(ids='ids', attention='attention', completion='completion', position='position')
         for k, setting in enumerate(held['settings']):
@@ -629,10 +629,10 @@ def test_a_pair_can_be_dragged_along_the_curve(chromium, served, page):
 
 def test_text_from_data_stays_text_in_every_view(chromium):
     "HTML in tokens, prompts, names and titles is shown, never run."
-    from dpo_nb.data.batch_view import batch_view
+    from dpo_nb.views.batch import batch_view
     from dpo_nb.data.collator import DataCollatorForPreference
-    from dpo_nb.run_view import run_view
-    from dpo_nb.token_view import token_view
+    from dpo_nb.views.run import run_view
+    from dpo_nb.views.tokens import token_view
     evil = '</script><script>document.title="run"</script><img src=x onerror=document.title="run"><b>'
     words = type('Words', (), {'decode': lambda self, ids: evil})()
     steps = [dict(step=k, chosen=[.1*k], rejected=[-.1*k]) for k in range(3)]

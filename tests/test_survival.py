@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, EarlyStoppingCallback
 
 from dpo_nb import DPOConfig, DPOTrainer
 from dpo_nb.toy import load_toy_model, load_toy_pairs, load_toy_tokenizer
-from dpo_nb.train.survival import checkpoint_flaw
+from dpo_nb.train.checkpoints import checkpoint_flaw
 
 pytestmark = pytest.mark.filterwarnings('ignore')
 LORA = dict(r=4, target_modules=['q_proj', 'v_proj'])
@@ -61,7 +61,7 @@ def trainer(tmp_path): return lambda out='out', **kw: build(tmp_path/out, **kw)
 
 
 def test_a_half_written_checkpoint_is_skipped_and_named(trainer, tmp_path, monkeypatch):
-    import dpo_nb.train.survival as module
+    import dpo_nb.train.checkpoints as module
     said = []
     monkeypatch.setattr(module._logger, 'warning', said.append)
     trainer(save_strategy='steps', save_steps=1).train()

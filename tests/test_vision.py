@@ -263,7 +263,7 @@ def test_a_processor_of_another_family_is_found_out(folder, tmp_path):
 
 
 def test_scores_and_token_rewards_of_pictures(folder, tmp_path):
-    from dpo_nb.train.report import pair_tokens
+    from dpo_nb.diagnose.report import pair_tokens
     t = trainer(dpo_nb, folder, 'llava', tmp_path)
     t.train()
     data = Dataset.from_list([r | dict(note='x') for r in ROWS])
@@ -294,7 +294,7 @@ def test_the_doctor_reads_rows_with_pictures(folder, tmp_path):
 
 def test_the_command_line_trains_on_a_folder_of_pictures(folder, tmp_path):
     "Pictures beside a metadata.jsonl, as `datasets` reads them; the model and its processor are found in one folder."
-    from dpo_nb.train.job import ModelArguments, ScriptArguments, build_job, run_job
+    from dpo_nb.run.job import ModelArguments, ScriptArguments, build_job, run_job
     model, data = tmp_path/'model', tmp_path/'data'/'train'
     tiny('gemma3')[1].save_pretrained(model)
     processor('gemma3').save_pretrained(model)
