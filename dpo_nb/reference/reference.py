@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import nn, Tensor
 from transformers import TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
@@ -29,7 +29,7 @@ from ..logps import TokenScores
 from ..losses.registry import needs_reference
 from ..model.forward import score
 from .cache import RefCache, weights_stamp
-from .copies import disable_dropout, frozen_copy, ref_adapter, spread_reference
+from .copies import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter, spread_reference
 from .precompute import Ranks, compute_logps, precompute, reference_hash
 from .sync import SyncReference, check_sync, load_reference, save_reference
 
@@ -219,16 +219,23 @@ def choose_reference(
     args, # A `DPOConfig`
     sums:Callable=operator.attrgetter('sums'), # `TokenScores` → `[2B]`, nats
     sharded:bool=False, # Will each process hold only a part of the weights?
+    peft_config:PeftConfig|None=None, # Of an adapter that is new
 )->Reference:
     "What rewards are measured against: the model that was passed, the policy without its adapter, or a frozen copy of the policy."
     if not needs_reference(args.loss_type): return NoReference(None, sums)
     if ref_model is not None: chosen = Reference(ref_model, sums, given=True)
-    elif isinstance(policy, PeftModel): chosen = AdapterReference(None, sums)
+    elif isinstance(policy, PeftModel): chosen = _adapter_reference(policy, args, sums, peft_config)
     elif args.precompute_ref_log_probs and not sharded: chosen = UntrainedPolicy(sums)
     else: chosen = Reference(frozen_copy(policy), sums)
     if args.disable_dropout and chosen.model is not None: disable_dropout(chosen.model)
     if args.sync_ref_model: check_sync(policy, chosen.model, args.ref_model_mixup_alpha, args.ref_model_sync_steps)
     return Precomputed(chosen) if args.precompute_ref_log_probs else chosen
+
+def _adapter_reference(policy, args, sums, peft_config):
+    "A new adapter has its base as reference; one that was trained before, changes its base or is synchronized gets a frozen copy."
+    moves = args.sync_ref_model and peft_config is not None and not peft_config.is_prompt_learning
+    if peft_config is None or changes_base(peft_config) or moves: add_ref_adapter(policy)
+    return AdapterReference(None, sums)
 
 # %% ../../nbs/reference/reference.ipynb #1d3d860c
 def remember(
