@@ -19,10 +19,10 @@ def router_coefficient(
     asked:float|None=None, # DPOConfig.router_aux_loss_coef; None means the model's own
 )->float: # 0 if there is nothing to add
     "The weight of the auxiliary loss."
-    config = bare(model).config.get_text_config()
+    config, name = bare(model).config.get_text_config(), type(bare(model)).__name__
     if not hasattr(config, 'output_router_logits'):
-        if asked: raise ValueError(f"router_aux_loss_coef={asked}, and {type(bare(model)).__name__} has no router whose balance could be a loss; leave it out")
-        return 0.
+        if not asked: return 0.
+        raise ValueError(f"router_aux_loss_coef={asked}, and {name} has no router whose balance could be a loss; leave it out")
     return getattr(config, 'router_aux_loss_coef', 0.) if asked is None else asked
 
 # %% ../../nbs/train/experts.ipynb #3ed2b70a
@@ -30,12 +30,14 @@ class RouterLoss:
     "Collects the auxiliary loss of a model's forward passes, while it is watching."
     def __init__(self,
         model:nn.Module, # Perhaps with an adapter
-    ):
+    )->None:
         self.on, self.value = False, None
         bare(model).register_forward_pre_hook(self._ask, with_kwargs=True)
         bare(model).register_forward_hook(self._take)
 
-    def _ask(self, module, args, kwargs): return (args, kwargs | dict(output_router_logits=True)) if self.on else None
+    def _ask(self, module, args, kwargs):
+        return (args, kwargs | dict(output_router_logits=True)) if self.on else None
+
     def _take(self, module, args, out):
         if self.on: self.value = out.aux_loss
 
