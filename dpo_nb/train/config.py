@@ -10,7 +10,6 @@ __all__ = ['loss_fields', 'switches', 'also_switches', 'margin_losses', 'cpu_fla
 
 # %% ../../nbs/train/config.ipynb #7828ae48
 import importlib.util, json, warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import date
 from enum import Enum
@@ -32,7 +31,8 @@ def cpu_flags(
 )->set[str]: # Instruction-set flags; empty on other systems
     "What the processor says it can do."
     try:
-        with open(path) as f: lines = [l for l in f if l.lower().startswith(('flags', 'features'))]
+        with open(path) as f:
+            lines = [l for l in f if l.lower().startswith(('flags', 'features'))]
     except OSError: return set()
     return set(lines[0].split(':')[1].split()) if lines else set()
 
@@ -46,9 +46,11 @@ def native_bf16(
         name = f"{torch.cuda.get_device_name()} (compute capability {major}.{minor})"
         return bool(torch.version.hip) or major>=8, name
     if not use_cpu and torch.backends.mps.is_available(): return False, "Apple GPU"
-    if not use_cpu and hasattr(torch, 'xpu') and torch.xpu.is_available(): return True, "Intel GPU"
+    if not use_cpu and hasattr(torch, 'xpu') and torch.xpu.is_available():
+        return True, "Intel GPU"
     found = sorted(cpu_flags() & {'avx512_bf16', 'amx_bf16', 'bf16'})
-    return bool(found), f"CPU with {', '.join(found)}" if found else "CPU without bfloat16 instructions"
+    if not found: return False, "CPU without bfloat16 instructions"
+    return True, f"CPU with {', '.join(found)}"
 
 def has_accelerator()->bool: # False on a machine that can only train on its CPU
     "Does PyTorch find a GPU, of whatever maker?"
@@ -72,8 +74,8 @@ def resolve_bf16(
     return native and not c.fp16
 
 # %% ../../nbs/train/config.ipynb #d5cb61ed
-loss_fields = ('beta', 'label_smoothing', 'discopop_tau', 'simpo_gamma', 'dpop_lambda', 'rdpo_alpha',
-               'chi_po_clip')
+loss_fields = ('beta', 'label_smoothing', 'discopop_tau', 'simpo_gamma', 'dpop_lambda',
+               'rdpo_alpha', 'chi_po_clip')
 
 def loss_settings(
     c:TrainingArguments, # A `DPOConfig`
@@ -90,7 +92,8 @@ def whole_number(
     "A whole number or None, also if it comes as text."
     if isinstance(value, str) and value.lower() in words: return None
     if isinstance(value, str) and value.isdigit(): value = int(value)
-    if value is None or isinstance(value, int) and not isinstance(value, bool) and value > 0: return value
+    if value is None or isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
     raise ValueError(f"{name}={value!r} must be a whole number above 0, or None")
 
 # %% ../../nbs/train/config.ipynb #6cd5c2c9
@@ -118,7 +121,8 @@ def read_text(
     raise ValueError(f"{name}={value!r} must be a whole number")
 
 # %% ../../nbs/train/config.ipynb #6af81b5b
-also_switches = ('fsdp', 'resume_from_checkpoint', 'trackio_static_space_id') # texts, or true and false
+# texts, or true and false
+also_switches = ('fsdp', 'resume_from_checkpoint', 'trackio_static_space_id')
 
 def read_word(
     name:str, # Of the field, for the message
@@ -133,9 +137,10 @@ def read_word(
     nothing = next((w for w in ('no', 'none', '') if w in words), None)
     if value is None or value is False:
         if nothing is not None: return nothing
-        if value is None or any(issubclass(get_origin(k) or type(k), Mapping) or k is dict for k in kinds): return None
+        if value is None or any(k is dict or get_origin(k) is dict for k in kinds): return None
     if not isinstance(value, (bool, date)): return value
-    raise ValueError(f"{name}={value!r} must be a text; YAML reads no, off, yes and on as false and true, and dates as "
+    raise ValueError(f"{name}={value!r} must be a text; YAML reads no, off, yes and on as "
+                     "false and true, and dates as "
                      f"days: write the word in quotes, such as {name}: 'no'")
 
 # %% ../../nbs/train/config.ipynb #cc10e632
@@ -146,7 +151,8 @@ def read_values(
     hints, out = get_type_hints(type(c)), {}
     for f in fields(c):
         kinds = (hints[f.name], *get_args(hints[f.name]))
-        out[f.name] = read_word(f.name, read_text(f.name, getattr(c, f.name, None), kinds), kinds, f.default)
+        value = read_text(f.name, getattr(c, f.name, None), kinds)
+        out[f.name] = read_word(f.name, value, kinds, f.default)
     return out
 
 # %% ../../nbs/train/config.ipynb #06160dda
@@ -157,7 +163,8 @@ def keyword_arguments(
     "A dict or None, also if it comes as JSON."
     try: value = json.loads(value) if isinstance(value, str) else value
     except json.JSONDecodeError as e:
-        raise ValueError(f"{name}={value!r} is not JSON: {e}; write it like " '{"dtype": "bfloat16"}') from None
+        raise ValueError(f"{name}={value!r} is not JSON: {e}; write it like "
+                         '{"dtype": "bfloat16"}') from None
     if value is None or isinstance(value, dict): return value
     raise TypeError(f"{name} must be a dict, or JSON of one, got {type(value).__name__}")
 
@@ -165,7 +172,8 @@ def keyword_arguments(
 def _is_prompt(x):
     "Is it a text, or a list of messages?"
     if isinstance(x, str): return True
-    return isinstance(x, (list, tuple)) and len(x) > 0 and all(isinstance(m, dict) and 'role' in m for m in x)
+    if not isinstance(x, (list, tuple)) or not x: return False
+    return all(isinstance(m, dict) and 'role' in m for m in x)
 
 def read_sample_prompts(
     given:int|str|list|None, # Of the config, also as a command line has it: words in a list
@@ -177,11 +185,13 @@ def read_sample_prompts(
         if word.lower()=='none': return None
         if word.isdigit(): prompts = int(word)
     if isinstance(prompts, (list, tuple)):
-        prompts = [json.loads(x) if isinstance(x, str) and x.startswith('[{"') else x for x in prompts]
+        coded = [isinstance(x, str) and x.startswith('[{"') for x in prompts] # messages as JSON
+        prompts = [json.loads(x) if j else x for x,j in zip(prompts, coded)]
         legal = all(map(_is_prompt, prompts))
-    else: legal = prompts is None or isinstance(prompts, int) and not isinstance(prompts, bool) and prompts >= 0
+    else: legal = prompts is None or type(prompts) is int and prompts >= 0
     if legal: return prompts or None
-    raise ValueError(f"sample_prompts={given!r} must be a number of rows, or a list of texts and of message lists such as "
+    raise ValueError(f"sample_prompts={given!r} must be a number of rows, or a list of texts "
+                     "and of message lists such as "
                      "[{'role': 'user', 'content': '…'}]")
 
 # %% ../../nbs/train/config.ipynb #9cb1020d
@@ -190,24 +200,31 @@ def check_samples(
 )->None:
     "Raise unless prompts can be answered every so many steps, at some length."
     for k in ('sample_steps', 'sample_max_new_tokens'):
-        if getattr(c, k) < 1: raise ValueError(f"{k}={getattr(c, k)} must be a whole number, at least 1")
+        if getattr(c, k) < 1:
+            raise ValueError(f"{k}={getattr(c, k)} must be a whole number, at least 1")
 
 def check_config(
     c:TrainingArguments, # A `DPOConfig`, before `TrainingArguments` has looked at it
 )->None:
-    "Raise on the first setting that cannot work, saying what was given, what is legal and what to do."
-    if not c.beta > 0: raise ValueError(f"beta={c.beta} must be > 0: with 0 no pair has a gradient; TRL's default is 0.1")
+    "Raise on the first setting that cannot work."
+    if not c.beta > 0:
+        raise ValueError(f"beta={c.beta} must be > 0: with 0 no pair has a gradient; TRL's "
+                         "default is 0.1")
     if c.truncation_mode not in ('keep_start','keep_end'):
-        raise ValueError(f"truncation_mode={c.truncation_mode!r} is unknown; choose one of ['keep_start', 'keep_end']")
+        raise ValueError(f"truncation_mode={c.truncation_mode!r} is unknown; choose one of "
+                         "['keep_start', 'keep_end']")
     if c.max_length is not None and c.max_length < 2:
-        raise ValueError(f"max_length={c.max_length} leaves no room for a prompt and an answer; "
+        raise ValueError(f"max_length={c.max_length} leaves no room for a prompt and an "
+                         "answer; "
                          "give at least 2, or None for no limit")
     for t in c.loss_type:
-        if isinstance(t, str) and t not in losses: raise ValueError(advise_loss(t, sorted(losses)))
-    check_losses(c.loss_type, c.loss_weights, c.f_divergence_type, c.f_alpha_divergence_coef, c.use_weighting,
-                 **loss_settings(c))
+        if isinstance(t, str) and t not in losses:
+            raise ValueError(advise_loss(t, sorted(losses)))
+    check_losses(c.loss_type, c.loss_weights, c.f_divergence_type, c.f_alpha_divergence_coef,
+                 c.use_weighting, **loss_settings(c))
     if c.ld_alpha is not None and not 0 <= c.ld_alpha <= 1:
-        raise ValueError(f"ld_alpha={c.ld_alpha} must be between 0 (late tokens do not count) and 1 (they count in full), or None")
+        raise ValueError(f"ld_alpha={c.ld_alpha} must be between 0 (late tokens do not count) "
+                         "and 1 (they count in full), or None")
 
 # %% ../../nbs/train/config.ipynb #6739549a
 def check_reference(
@@ -216,15 +233,19 @@ def check_reference(
     "Raise if options about the reference are out of range or do not go together."
     moving = [k for k in ('precompute_ref_log_probs', 'sync_ref_model') if getattr(c, k)]
     if len(moving)==2:
-        raise ValueError("sync_ref_model moves the reference, and precompute_ref_log_probs needs one that stands still; "
+        raise ValueError("sync_ref_model moves the reference, and precompute_ref_log_probs "
+                         "needs one that stands still; "
                          "choose one of the two")
     if moving and not needs_reference(c.loss_type):
-        raise ValueError(f"{moving[0]}=True, and loss_type={c.loss_type} uses no reference; leave it at False")
+        raise ValueError(f"{moving[0]}=True, and loss_type={c.loss_type} uses no reference; "
+                         "leave it at False")
     if not 0 < c.ref_model_mixup_alpha <= 1:
-        raise ValueError(f"ref_model_mixup_alpha={c.ref_model_mixup_alpha} must be above 0 and at most 1: "
+        raise ValueError(f"ref_model_mixup_alpha={c.ref_model_mixup_alpha} must be above 0 and "
+                         "at most 1: "
                          "it is the policy's share in the new reference")
     if c.ref_model_sync_steps < 1:
-        raise ValueError(f"ref_model_sync_steps={c.ref_model_sync_steps} must be a whole number of steps, at least 1")
+        raise ValueError(f"ref_model_sync_steps={c.ref_model_sync_steps} must be a whole "
+                         "number of steps, at least 1")
 
 # %% ../../nbs/train/config.ipynb #40a6f854
 # functions of βΔ, from which a margin can be subtracted
@@ -233,38 +254,45 @@ margin_losses = ('sigmoid', 'hinge', 'exo_pair', 'robust', 'cdpo', 'discopop', '
 def check_together(
     c:TrainingArguments, # A `DPOConfig`
 )->None:
-    "Raise if options about the data, the reference or the routers are unknown or do not go together."
-    for k,legal in dict(overlong=('truncate','drop','error'), loss_on=('completion','assistant')).items():
+    "Raise if options about data, reference or routers are unknown or do not go together."
+    words = dict(overlong=('truncate','drop','error'), loss_on=('completion','assistant'))
+    for k,legal in words.items():
         if getattr(c, k) not in legal:
             raise ValueError(f"{k}={getattr(c, k)!r} is unknown; choose one of {list(legal)}")
     check_reference(c)
     if c.router_aux_loss_coef is not None and c.router_aux_loss_coef < 0:
-        raise ValueError(f"router_aux_loss_coef={c.router_aux_loss_coef} must be 0 or above, or None for the model's own")
+        raise ValueError(f"router_aux_loss_coef={c.router_aux_loss_coef} must be 0 or above, "
+                         "or None for the model's own")
     other = [t for t in c.loss_type if isinstance(t, str) and t not in margin_losses]
     if c.margin_column and (other or c.f_divergence_type!='reverse_kl'):
-        raise ValueError(f"margin_column={c.margin_column!r} works with losses that are functions of βΔ, {list(margin_losses)}, "
-                         f"under reverse_kl; given are loss_type={c.loss_type}, f_divergence_type={c.f_divergence_type!r}")
+        raise ValueError(f"margin_column={c.margin_column!r} works with losses that are "
+                         f"functions of βΔ, {list(margin_losses)}, "
+                         f"under reverse_kl; given are loss_type={c.loss_type}, "
+                         f"f_divergence_type={c.f_divergence_type!r}")
 
 # %% ../../nbs/train/config.ipynb #b0894ec1
 def check_liger(
     c:TrainingArguments, # A `DPOConfig`
 )->None:
-    "Raise if Liger's kernels are asked for where they cannot run, or with options that they do not go with."
+    "Raise if Liger's kernels cannot run here, or do not go with the other options."
     if not c.use_liger_kernel: return
     if len(c.loss_type) > 1:
-        raise ValueError(f"use_liger_kernel=True goes with one loss, and loss_type={c.loss_type} has {len(c.loss_type)}")
+        raise ValueError("use_liger_kernel=True goes with one loss, and "
+                         f"loss_type={c.loss_type} has {len(c.loss_type)}")
     if c.precompute_ref_log_probs:
-        raise ValueError("use_liger_kernel=True does not go with precompute_ref_log_probs=True; choose one of the two")
+        raise ValueError("use_liger_kernel=True does not go with "
+                         "precompute_ref_log_probs=True; choose one of the two")
     there = {'the package liger-kernel': importlib.util.find_spec('liger_kernel'),
              'a GPU': torch.cuda.is_available() and not c.use_cpu}
     missing = [k for k,v in there.items() if not v]
     if missing:
-        raise ValueError(f"use_liger_kernel=True needs {' and '.join(missing)}, not found here; leave it out: "
+        raise ValueError(f"use_liger_kernel=True needs {' and '.join(missing)}, not found "
+                         "here; leave it out: "
                          "the fused log-probs of dpo_nb need neither")
 
 def liger_kernels(
     c:TrainingArguments, # A `DPOConfig`
-)->dict|None: # Its `liger_kernel_config`, without the kernel that would replace our own fused head
+)->dict|None: # `liger_kernel_config`, without the kernel that would replace our fused head
     "Which of Liger's kernels to use."
     if not c.use_liger_kernel: return c.liger_kernel_config
     return (c.liger_kernel_config or {}) | dict(fused_linear_cross_entropy=False)
@@ -274,17 +302,21 @@ def warn_unread(
     c:TrainingArguments, # A `DPOConfig`
     defaults:dict[str, Any], # Hyperparameters of losses and their defaults
 )->None:
-    "Warn of each setting that no chosen loss reads, of a divergence outside its theorem, and of a β in the wrong unit."
-    changed = [k for k in loss_fields if getattr(c, k)!=defaults[k] and k!='beta']  # beta also scales the rewards
+    "Warn of settings that no chosen loss reads, and of values outside their theory."
+    changed = [k for k in loss_fields if getattr(c, k)!=defaults[k]]
+    changed = [k for k in changed if k!='beta'] # which also scales the rewards
     names = [getattr(t, '__name__', t) for t in c.loss_type]
     for k,readers in unread(c.loss_type, changed).items():
         hint = "; for conservative DPO choose loss_type='cdpo'" if k=='label_smoothing' else ''
-        logger.warning(f"{k}={getattr(c, k)} changes nothing: loss_type={names} does not read it, {readers} do{hint}")
+        logger.warning(f"{k}={getattr(c, k)} changes nothing: loss_type={names} does not read "
+                       f"it, {readers} do{hint}")
     if c.f_divergence_type=='alpha_divergence' and c.f_alpha_divergence_coef > 1:
-        logger.warning(f"f_alpha_divergence_coef={c.f_alpha_divergence_coef} is above 1, where a policy may give up answers "
+        logger.warning(f"f_alpha_divergence_coef={c.f_alpha_divergence_coef} is above 1, where "
+                       "a policy may give up answers "
                        "altogether and the derivation of f-DPO fails; below 1 it holds")
     if 'simpo' in c.loss_type and c.beta < 1:
-        logger.warning(f"beta={c.beta} is small for simpo, whose unit is nats per token: the loss is nearly a straight line; "
+        logger.warning(f"beta={c.beta} is small for simpo, whose unit is nats per token: the "
+                       "loss is nearly a straight line; "
                        "its paper uses 2 to 10")
 
 # %% ../../nbs/train/config.ipynb #6afe2bee
@@ -294,65 +326,84 @@ def warn_deprecated(
     "Announce what TRL 2.0.0 drops, as TRL 1.16.0 does."
     gone = []
     if c.pad_token is not None:
-        gone.append("pad_token: set tokenizer.pad_token and pass the tokenizer as processing_class, which works in both")
+        gone.append("pad_token: set tokenizer.pad_token and pass the tokenizer as "
+                    "processing_class, which works in both")
     if c.truncation_mode=='keep_end':
-        gone.append("truncation_mode='keep_end': cut the prompts in the dataset, or use 'keep_start'")
+        gone.append("truncation_mode='keep_end': cut the prompts in the dataset, or use "
+                    "'keep_start'")
     for what in gone: warnings.warn(f"TRL 2.0.0 will drop {what}", FutureWarning, stacklevel=5)
 
 # %% ../../nbs/train/config.ipynb #a300beaa
 def _option(default, help, **argparse):
-    "A field with a help text; a function makes its own default, the rest goes to the command line."
+    "A field with a help text; a function makes the default, the rest is for the command line."
     d = dict(default_factory=default) if callable(default) else dict(default=default)
     return field(**d, metadata=dict(help=help, **argparse))
 
 @dataclass
 class DPOConfig(TrainingArguments):
-    "Arguments of a DPO run: `TrainingArguments` plus the fields below; names, order and defaults as in TRL 1.16.0."
+    "Arguments of a DPO run: those of `TrainingArguments`, and DPO's as in TRL 1.16.0."
     _VALID_DICT_FIELDS = TrainingArguments._VALID_DICT_FIELDS + ['model_init_kwargs']
 
     # Defaults that differ from TrainingArguments
     learning_rate: float = _option(1e-6, 'Peak learning rate of AdamW.')
-    logging_steps: float = _option(10, 'Log every so many optimizer steps; below 1, a share of all steps.')
+    logging_steps: float = _option(10, 'Log every so many optimizer steps; below 1, a share of '
+                                       'all steps.')
     gradient_checkpointing: bool = _option(True,
         'Recompute activations in the backward pass: less memory, more time.')
     bf16: bool|None = _option(None,
-        'bfloat16 autocast. Unset: on if the hardware computes it natively and fp16 is off.', nargs='?', const=True)
+        'bfloat16 autocast. Unset: on if the hardware computes it natively and fp16 is off.',
+        nargs='?', const=True)
 
     # TRL's, in its order, so that positional arguments mean the same
     model_init_kwargs: dict[str, Any]|str|None = _option(None,
-        'Keyword arguments for from_pretrained when the model is given by name; a dict or JSON.')
+        'Keyword arguments for from_pretrained when the model is given by name; a dict or '
+        'JSON.')
     trust_remote_code: bool = _option(False, 'Allow code that comes with a model or tokenizer.')
     router_aux_loss_coef: float|None = _option(None,
-        'Weight of the load-balancing loss of mixture-of-experts models. Unset: the model\'s own.')
+        'Weight of the load-balancing loss of mixture-of-experts models. Unset: the model\'s '
+        'own.')
     disable_dropout: bool = _option(True, 'Switch all dropout off in policy and reference.')
     dataset_num_proc: int|None = _option(None, 'Processes that prepare the dataset.')
     max_length: int|str|None = _option(1024,
         'Longest prompt+answer in tokens; longer ones are cut. None: no limit.')
-    truncation_mode: str = _option('keep_start', 'Which end survives the cut.', choices=['keep_start', 'keep_end'])
+    truncation_mode: str = _option('keep_start', 'Which end survives the cut.',
+        choices=['keep_start', 'keep_end'])
     padding_free: bool = _option(False,
-        'Insist on computing shared prompts once and no padding. Unset: done wherever it is exact.')
+        'Insist on computing shared prompts once and no padding. Unset: done wherever it is '
+        'exact.')
     pad_to_multiple_of: int|str|None = _option('auto',
-        'Round the padded length up to a multiple. auto: 128 on Neuron devices, elsewhere none.')
-    precompute_ref_log_probs: bool = _option(False, 'Compute the reference log-probabilities once, before training.')
+        'Round the padded length up to a multiple. auto: 128 on Neuron devices, elsewhere '
+        'none.')
+    precompute_ref_log_probs: bool = _option(False, 'Compute the reference log-probabilities '
+                                                    'once, before training.')
     precompute_ref_batch_size: int|None = _option(None, 'Pairs per batch while precomputing.')
-    loss_type: list[str] = _option(lambda: ['sigmoid'], 'One loss or several: ' + ', '.join(losses) + '.')
+    loss_type: list[str] = _option(lambda: ['sigmoid'],
+        'One loss or several: ' + ', '.join(losses) + '.')
     loss_weights: list[float]|None = _option(None, 'One weight per loss. Unset: 1 each.')
     ld_alpha: float|None = _option(None,
         'LD-DPO: weight in [0, 1] of the tokens beyond the shorter answer\'s length.')
-    f_divergence_type: str = _option('reverse_kl', 'Divergence that keeps the policy near the reference.',
+    f_divergence_type: str = _option('reverse_kl', 'Divergence that keeps the policy near the '
+                                                   'reference.',
         choices=['reverse_kl', 'forward_kl', 'js_divergence', 'alpha_divergence'])
     f_alpha_divergence_coef: float = _option(0.5, 'Exponent of the alpha divergence.')
     label_smoothing: float = _option(0.0,
         'Assumed share of flipped labels, for robust, cdpo, exo_pair, aot and aot_unpaired.')
     beta: float = _option(0.1,
-        'Logit per nat: how soon a pair counts as learned. Larger keeps the policy closer to the reference.')
-    use_weighting: bool = _option(False, 'WPO: weigh each pair by how likely the policy is to write it.')
-    discopop_tau: float = _option(0.05, 'discopop: width of the switch between its two halves, logit.')
-    activation_offloading: bool = _option(False, 'Keep activations in CPU memory until the backward pass.')
-    sync_ref_model: bool = _option(False, 'TR-DPO: move the reference towards the policy now and then.')
-    ref_model_mixup_alpha: float = _option(0.6, 'TR-DPO: share of the policy in the new reference.')
+        'Logit per nat: how soon a pair counts as learned. Larger keeps the policy closer to '
+        'the reference.')
+    use_weighting: bool = _option(False, 'WPO: weigh each pair by how likely the policy is to '
+                                         'write it.')
+    discopop_tau: float = _option(0.05, 'discopop: width of the switch between its two halves, '
+                                        'logit.')
+    activation_offloading: bool = _option(False, 'Keep activations in CPU memory until the '
+                                                 'backward pass.')
+    sync_ref_model: bool = _option(False, 'TR-DPO: move the reference towards the policy now '
+                                          'and then.')
+    ref_model_mixup_alpha: float = _option(0.6, 'TR-DPO: share of the policy in the new '
+                                                'reference.')
     ref_model_sync_steps: int = _option(512, 'TR-DPO: steps between moves.')
-    pad_token: str|None = _option(None, 'Token to pad with. Unset: the tokenizer\'s pad token, else its eos token.')
+    pad_token: str|None = _option(None, 'Token to pad with. Unset: the tokenizer\'s pad token, '
+                                        'else its eos token.')
 
     # Ours: data
     overlong: str = _option('truncate', 'What becomes of a pair longer than max_length.',
@@ -366,26 +417,31 @@ class DPOConfig(TrainingArguments):
 
     # Ours: losses
     simpo_gamma: float = _option(0.5, 'simpo: margin that a pair must exceed, logit.')
-    dpop_lambda: float = _option(50.0, 'dpop: weight of the penalty when the chosen answer loses likelihood.')
+    dpop_lambda: float = _option(50.0, 'dpop: weight of the penalty when the chosen answer '
+                                       'loses likelihood.')
     rdpo_alpha: float = _option(0.01, 'rdpo: reward that an answer is docked per token, logit.')
-    chi_po_clip: float|None = _option(None, 'chi_po: largest margin that counts, logit. Unset: no limit.')
+    chi_po_clip: float|None = _option(None, 'chi_po: largest margin that counts, logit. Unset: '
+                                            'no limit.')
 
     # Ours: the reference, and what the run keeps
     cache_ref_log_probs: bool = _option(True,
         'Remember the log-probs of a frozen reference, and compute them once per row.')
-    ledger: bool = _option(True, 'Keep the margin of every training pair over time, in ledger.json.')
+    ledger: bool = _option(True, 'Keep the margin of every training pair over time, in '
+                                 'ledger.json.')
     sample_prompts: list[str]|None = _option(None,
-        'Prompts to answer while training, or how many rows of the evaluation set (else of the training set).')
-    sample_steps: int = _option(100, 'Answer them every so many optimizer steps, and before and after training.')
+        'Prompts to answer while training, or how many rows of the evaluation set (else of the '
+        'training set).')
+    sample_steps: int = _option(100, 'Answer them every so many optimizer steps, and before '
+                                     'and after training.')
     sample_max_new_tokens: int = _option(64, 'Longest of these answers, in tokens.')
 
     def __post_init__(self):
         if not isinstance(self.loss_type, (list, tuple)): self.loss_type = [self.loss_type]
         for k,v in read_values(self).items(): setattr(self, k, v)
         auto = self.pad_to_multiple_of=='auto'
-        self.max_length = whole_number('max_length', self.max_length)
-        self.pad_to_multiple_of = whole_number('pad_to_multiple_of', None if auto else self.pad_to_multiple_of)
-        self.precompute_ref_batch_size = whole_number('precompute_ref_batch_size', self.precompute_ref_batch_size)
+        if auto: self.pad_to_multiple_of = None
+        for k in ('max_length', 'pad_to_multiple_of', 'precompute_ref_batch_size'):
+            setattr(self, k, whole_number(k, getattr(self, k)))
         self.model_init_kwargs = keyword_arguments('model_init_kwargs', self.model_init_kwargs)
         self.sample_prompts = read_sample_prompts(self.sample_prompts)
         check_config(self)
@@ -397,13 +453,17 @@ class DPOConfig(TrainingArguments):
         self.bf16 = resolve_bf16(self)
         check_liger(self)
         self.liger_kernel_config = liger_kernels(self)
-        for new in {'activation_checkpointing', 'activation_checkpointing_kwargs'} & set(self.__dataclass_fields__):
-            if getattr(self, new) is None: setattr(self, new, getattr(self, new.replace('activation', 'gradient')))
+        for new in ('activation_checkpointing', 'activation_checkpointing_kwargs'):
+            if new not in self.__dataclass_fields__: continue # before transformers 5.23
+            if getattr(self, new) is None:
+                setattr(self, new, getattr(self, new.replace('activation', 'gradient')))
         super().__post_init__()
-        if auto and self.device.type=='neuron': self.pad_to_multiple_of = 128 # each new shape is compiled there
+        if auto and self.device.type=='neuron':
+            self.pad_to_multiple_of = 128 # each new shape is compiled there
 
     def to_dict(self)->dict: # As TrainingArguments', for loggers and files
         "Plain values only: a loss given as a function goes by its name."
-        return super().to_dict() | dict(loss_type=[getattr(t, '__name__', str(t)) for t in self.loss_type])
+        names = [getattr(t, '__name__', str(t)) for t in self.loss_type]
+        return super().to_dict() | dict(loss_type=names)
 
 DPOConfig.__init__ = explain_names(DPOConfig.__init__)

@@ -88,16 +88,19 @@ def advise(
 )->str: # One line
     "What became of an argument, or what was probably meant."
     if name in renamed: return f"{name}: {renamed[name]}"
-    if name in config: return f"{name}: moved to DPOConfig.{name}; pass args=DPOConfig({name}=…)"
+    if name in config:
+        return f"{name}: moved to DPOConfig.{name}; pass args=DPOConfig({name}=…)"
     near = difflib.get_close_matches(name, [*accepted, *config], n=1, cutoff=.75)
     if near:
         where = '' if near[0] in accepted else 'DPOConfig.'
         return f"{name}: unknown; is {where}{near[0]} meant?"
-    return f"{name}: unknown; accepted are {', '.join(accepted)}" if len(accepted) < 20 else f"{name}: unknown"
+    known = f"; accepted are {', '.join(accepted)}" if len(accepted) < 20 else ''
+    return f"{name}: unknown{known}"
 
 # %% ../../nbs/train/hints.ipynb #3961f992
-loss_names = dict(dpo='sigmoid', kto_pair='bco_pair', conservative='cdpo', rso='hinge', slic='hinge', exo='exo_pair',
-                  nca='nca_pair', sppo='sppo_hard', apo='apo_zero', wpo='sigmoid', ld_dpo='sigmoid', tr_dpo='sigmoid')
+loss_names = dict(dpo='sigmoid', kto_pair='bco_pair', conservative='cdpo', rso='hinge',
+                  slic='hinge', exo='exo_pair', nca='nca_pair', sppo='sppo_hard', apo='apo_zero',
+                  wpo='sigmoid', ld_dpo='sigmoid', tr_dpo='sigmoid')
 loss_flags = dict(wpo='use_weighting=True', ld_dpo='ld_alpha=…', tr_dpo='sync_ref_model=True')
 
 def advise_loss(
@@ -106,7 +109,8 @@ def advise_loss(
 )->str: # The message
     "What was probably meant by the name of a loss."
     word = name.lower().replace('-', '_')
-    near = [loss_names[word]] if word in loss_names else difflib.get_close_matches(word, known, n=1)
+    near = difflib.get_close_matches(word, known, n=1)
+    if word in loss_names: near = [loss_names[word]]
     flag = f" with {loss_flags[word]}" if word in loss_flags else ''
     meant = f" is {near[0]!r}{flag} meant?" if near else ''
     return f"loss_type={name!r} is unknown;{meant} choose one of {known} or pass a function"
@@ -126,21 +130,28 @@ def explain_names(
     return g
 
 # %% ../../nbs/train/hints.ipynb #c3873489
-_own_rows = 'override _prepare_dataset, or pass rows that have prompt_ids, chosen_ids and rejected_ids'
+_own_rows = ('override _prepare_dataset, '
+             'or pass rows that have prompt_ids, chosen_ids and rejected_ids')
 moved_methods = dict(
-    dpo_loss='pass the loss as a function, DPOConfig(loss_type=my_loss) with my_loss(p, *, beta) → one number per pair; '
+    dpo_loss='pass the loss as a function, DPOConfig(loss_type=my_loss) with my_loss(p, *, '
+             'beta) → one number per pair; '
              'or override compute_loss',
-    get_batch_loss_metrics='override compute_loss, or pass the loss as a function, DPOConfig(loss_type=my_loss)',
-    get_batch_logps='dpo_nb.logps.per_token_logps(logits, tokens) gives the log-probs of tokens',
-    concatenated_forward='override compute_loss; dpo_nb.model.forward.score(model, batch) gives the log-probs of both '
+    get_batch_loss_metrics='override compute_loss, or pass the loss as a function, '
+                           'DPOConfig(loss_type=my_loss)',
+    get_batch_logps='dpo_nb.logps.per_token_logps(logits, tokens) gives the log-probs of '
+                    'tokens',
+    concatenated_forward='override compute_loss; dpo_nb.model.forward.score(model, batch) '
+                         'gives the log-probs of both '
                          'answers',
     concatenated_inputs='the collator puts the chosen rows above the rejected ones',
-    tokenize_row=_own_rows, process_row=_own_rows, tokenize_batch_element=_own_rows, build_tokenized_answer=_own_rows,
+    tokenize_row=_own_rows, process_row=_own_rows,
+    tokenize_batch_element=_own_rows, build_tokenized_answer=_own_rows,
     store_metrics="append numbers to self._metrics['train'][name] in compute_loss",
     compute_reference_log_probs='renamed to compute_ref_log_probs(model, inputs)',
     _compute_loss='override compute_loss',
     _precompute_ref_logps='override compute_ref_log_probs(model, inputs)',
-    null_ref_context='dpo_nb.reference.copies.ref_adapter(model) is the context in which an adapter is the reference',
+    null_ref_context='dpo_nb.reference.copies.ref_adapter(model) is the context in which an '
+                     'adapter is the reference',
 )
 
 # %% ../../nbs/train/hints.ipynb #06619ce5
@@ -148,19 +159,22 @@ def check_overrides(
     cls:type, # The trainer's class, perhaps a user's subclass
     base:type, # Ours
 )->None:
-    "Raise if a subclass overrides a method that nothing would call, or one that could not be called."
+    "Raise if a subclass overrides a method that nothing would call, or only wrongly."
     between = cls.__mro__[:cls.__mro__.index(base)]
     own = {k for c in between for k in vars(c)}
     dead = sorted(own & set(moved_methods)) if 'compute_loss' not in own else []
     if dead:
-        told = [f"{cls.__name__} overrides {k}, which nothing would call: {moved_methods[k]}" for k in dead]
+        told = [f"{cls.__name__} overrides {k}, which nothing would call: {moved_methods[k]}"
+                for k in dead]
         raise TypeError('\n'.join(told))
     if 'compute_loss' not in own: return
     signature = inspect.signature(cls.compute_loss)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     if 'num_items_in_batch' not in signature.parameters and not open_ended:
-        raise TypeError(f"{cls.__name__}.compute_loss{signature} is called with num_items_in_batch too; define it as "
-                        "compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None)")
+        raise TypeError(f"{cls.__name__}.compute_loss{signature} is called with "
+                        "num_items_in_batch too; define it as "
+                        "compute_loss(self, model, inputs, return_outputs=False, "
+                        "num_items_in_batch=None)")
 
 # %% ../../nbs/train/hints.ipynb #2bc443b0
 def advise_attribute(
@@ -175,27 +189,38 @@ def advise_attribute(
 
 # %% ../../nbs/train/hints.ipynb #4e1f5288
 stays_in_trl = (
-    'TrlParser', 'ModelConfig', 'ScriptArguments', 'DatasetMixtureConfig', 'get_dataset', 'get_peft_config',
-    'get_quantization_config', 'init_zero_verbose', 'SFTTrainer', 'SFTConfig', 'KTOTrainer', 'KTOConfig', 'RewardTrainer',
-    'RewardConfig', 'GRPOTrainer', 'GRPOConfig', 'RLOOTrainer', 'RLOOConfig', 'LogCompletionsCallback',
-    'RichProgressCallback', 'SyncRefModelCallback', 'BEMACallback', 'WeaveCallback', 'create_reference_model',
-    'clone_chat_template', 'apply_chat_template', 'maybe_apply_chat_template', 'extract_prompt', 'maybe_extract_prompt',
+    'TrlParser', 'ModelConfig', 'ScriptArguments', 'DatasetMixtureConfig', 'get_dataset',
+    'get_peft_config', 'get_quantization_config', 'init_zero_verbose', 'SFTTrainer',
+    'SFTConfig', 'KTOTrainer', 'KTOConfig', 'RewardTrainer', 'RewardConfig', 'GRPOTrainer',
+    'GRPOConfig', 'RLOOTrainer', 'RLOOConfig', 'LogCompletionsCallback',
+    'RichProgressCallback', 'SyncRefModelCallback', 'BEMACallback', 'WeaveCallback',
+    'create_reference_model', 'clone_chat_template', 'apply_chat_template',
+    'maybe_apply_chat_template', 'extract_prompt', 'maybe_extract_prompt',
     'is_conversational', 'pack_dataset', 'unpair_preference_dataset')
 moved_imports = dict(
-    ModelConfig='dpo_nb.run.job.ModelArguments', ScriptArguments='dpo_nb.run.job.ScriptArguments',
-    DPOScriptArguments='dpo_nb.run.job.ScriptArguments', get_peft_config='dpo_nb.run.job.lora_config',
-    get_quantization_config='dpo_nb.run.job.quantization', get_dataset='dpo_nb.run.job.load_mixture',
+    ModelConfig='dpo_nb.run.job.ModelArguments',
+    ScriptArguments='dpo_nb.run.job.ScriptArguments',
+    DPOScriptArguments='dpo_nb.run.job.ScriptArguments',
+    get_peft_config='dpo_nb.run.job.lora_config',
+    get_quantization_config='dpo_nb.run.job.quantization',
+    get_dataset='dpo_nb.run.job.load_mixture',
     TrlParser='transformers.HfArgumentParser, or the command dpo_nb train',
-    extract_prompt='dpo_nb.data.formats.extract_prompt', is_conversational='dpo_nb.data.formats.is_conversational',
-    create_reference_model='dpo_nb.reference.copies.frozen_copy', SyncRefModelCallback='DPOConfig(sync_ref_model=True)',
+    extract_prompt='dpo_nb.data.formats.extract_prompt',
+    is_conversational='dpo_nb.data.formats.is_conversational',
+    create_reference_model='dpo_nb.reference.copies.frozen_copy',
+    SyncRefModelCallback='DPOConfig(sync_ref_model=True)',
     LogCompletionsCallback='DPOConfig(sample_prompts=…)',
     disable_dropout_in_model='dpo_nb.reference.copies.disable_dropout',
-    DPODataCollatorWithPadding='DataCollatorForPreference', PreferenceCollator='DataCollatorForPreference',
+    DPODataCollatorWithPadding='DataCollatorForPreference',
+    PreferenceCollator='DataCollatorForPreference',
     FDivergenceType="a text, DPOConfig(f_divergence_type='reverse_kl')",
     FDivergenceConstants='DPOConfig(f_alpha_divergence_coef=…)',
     selective_log_softmax='dpo_nb.logps.per_token_logps',
-    get_kbit_device_map='DPOConfig(model_init_kwargs=dict(device_map=…))')
-not_needed = dict(PatchDPOTrainer='nothing is patched; leave the line and the call out, and pass the model as it is')
+    get_kbit_device_map='DPOConfig(model_init_kwargs=dict(device_map=…))',
+)
+not_needed = dict(
+    PatchDPOTrainer='nothing is patched; leave the line and the call out, and pass the model '
+                    'as it is')
 
 # %% ../../nbs/train/hints.ipynb #9e82ddad
 def advise_import(
@@ -203,7 +228,8 @@ def advise_import(
 )->str|None: # One line; None if the name means nothing here
     "Where a name of TRL's can be found."
     told = []
-    if name in stays_in_trl: told.append(f"keep `from trl import {name}`, it works beside dpo_nb")
+    if name in stays_in_trl:
+        told.append(f"keep `from trl import {name}`, it works beside dpo_nb")
     if name in moved_imports: told.append(f"here it is {moved_imports[name]}")
     if name in not_needed: told.append(f"it is not needed: {not_needed[name]}")
     return f"{name} is not in dpo_nb: {'; '.join(told)}" if told else None

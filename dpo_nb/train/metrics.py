@@ -33,7 +33,8 @@ def pair_sums(
     "Numerators and denominators of TRL's metrics that are means over pairs."
     rw, rl = p.rewards(beta)
     return _over_pairs({
-        'rewards/chosen': rw, 'rewards/rejected': rl, 'rewards/accuracies': (rw>rl).float(), 'rewards/margins': rw-rl,
+        'rewards/chosen': rw, 'rewards/rejected': rl, 'rewards/margins': rw-rl,
+        'rewards/accuracies': (rw>rl).float(),
         'logps/chosen': p.chosen, 'logps/rejected': p.rejected})
 
 # %% ../../nbs/train/metrics.ipynb #8e00f51b
@@ -45,8 +46,8 @@ def token_sums(
     n_w, n_l = (m.sum() for m in s.mask.chunk(2))
     logit_w, logit_l = (x.sum() for x in s.mean_logit.chunk(2))
     hits = s.top1.chunk(2)[0].sum()
-    return {'entropy': (s.entropy.sum(), n), 'logits/chosen': (logit_w, n_w), 'logits/rejected': (logit_l, n_l),
-            'mean_token_accuracy': (hits, n_w)}
+    return {'entropy': (s.entropy.sum(), n), 'mean_token_accuracy': (hits, n_w),
+            'logits/chosen': (logit_w, n_w), 'logits/rejected': (logit_l, n_l)}
 
 # %% ../../nbs/train/metrics.ipynb #f8878123
 def _means(p): return p.chosen_scores/p.chosen_len.clamp(min=1), p.rejected_scores/p.rejected_len.clamp(min=1)
@@ -100,7 +101,7 @@ def _by_side(name, x, n): # [2B,T-1], number of tokens per side `[2]`
 
 def more_token_sums(
     s:TokenScores, # The policy's, every field `[2B,T-1]`, chosen half first
-    ref:Tensor|None=None, # `[2B,T-1]`, the reference's log-probs, nats; None if they are not known token by token
+    ref:Tensor|None=None, # `[2B,T-1]`, the reference's log-probs; None if only sums are known
     rows:Tensor|None=None, # `[2B]`, tokens of each row
     max_length:int|None=None, # Where rows were cut
 )->dict[str, tuple[Tensor, Tensor]]: # metric → (sum, count)
@@ -119,31 +120,33 @@ def _as_numbers(found): # name → list of numbers and one-element tensors
     "The same as Python numbers, read from the device at once."
     every = [x for v in found.values() for x in v]
     device = next((x.device for x in every if isinstance(x, Tensor)), None)
-    stacked = torch.stack([torch.as_tensor(x, dtype=torch.float32, device=device) for x in every])
+    kind = dict(dtype=torch.float32, device=device)
+    stacked = torch.stack([torch.as_tensor(x, **kind) for x in every])
     flat = iter(stacked.tolist()) # the one moment that waits for the device
     return {k: list(islice(flat, len(v))) for k,v in found.items()}
 
 class MetricLog:
-    "Collects each batch's metrics and averages them over the batches since the last log; training and evaluation apart."
+    "Averages metrics over the batches since the last log, of training and evaluation apart."
     def __init__(self)->None:
         self.num_tokens, self.notes = 0, {}
         self.batches = dict(train=defaultdict(list), eval=defaultdict(list))
 
     def add(self,
         mode:str, # 'train' or 'eval'
-        sums:dict[str, tuple[Tensor, Tensor]], # metric → (numerator, denominator) on this process
+        sums:dict[str, tuple[Tensor, Tensor]], # metric → (numerator, denominator), this process
         num_tokens:Tensor, # Tokens in the batch that are not padding
         reduce:Callable[[Tensor], Tensor]=lambda x: x, # Sums a tensor over processes
     )->None:
         "One batch: sum over processes, divide; nothing is moved to the CPU yet."
         both = [*sums.values(), (num_tokens, num_tokens)]
-        t = reduce(torch.stack([x.detach().float() for pair in both for x in pair]).view(-1, 2)) # [K+1,2]
+        flat = torch.stack([x.detach().float() for pair in both for x in pair])
+        t = reduce(flat.view(-1, 2)) # [K+1,2]
         for k,v in zip(sums, t[:-1,0]/t[:-1,1].clamp(min=1)): self.batches[mode][k].append(v)
         if mode=='train': self.num_tokens = self.num_tokens + t[-1,0].long()
 
     def pop(self,
         mode:str, # 'train' or 'eval'
-    )->dict[str, float]: # metric → mean over the batches since the last call; num_tokens counts all training so far
+    )->dict[str, float]: # metric → mean over the batches since the last call; and `num_tokens`
         "Read the averages and start anew; the token count goes on."
         if not self.batches[mode]: return {}
         out = {k: sum(v)/len(v) for k,v in _as_numbers(self.batches[mode]).items()}
@@ -164,7 +167,8 @@ class WeightsMoved(TrainerCallback):
     )->None:
         if hasattr(log, 'metric_log'): # a trainer, as long as it hands itself over
             log, sharded = log.metric_log, log.is_fsdp_enabled or log.is_deepspeed_enabled
-        self.log, self.sharded, self.steps, self.sample, self.before = log, sharded, steps, sample, None
+        self.log, self.sharded, self.steps = log, sharded, steps
+        self.sample, self.before = sample, None
 
     def look(self,
         model:nn.Module, # The policy
@@ -173,22 +177,26 @@ class WeightsMoved(TrainerCallback):
         own = [w.detach().flatten() for w in model.parameters() if w.requires_grad]
         return [(w.numel(), w[::-(-w.numel()//self.sample)]) for w in own if w.numel()]
 
-    def on_pre_optimizer_step(self, args:TrainingArguments, state:TrainerState, *event, model=None, **kwargs):
+    def on_pre_optimizer_step(self, args:TrainingArguments, state:TrainerState, *event,
+                              model:nn.Module=None, **kwargs):
         watch = state.global_step < self.steps and not self.sharded
         self.before = [w.clone() for _,w in self.look(model)] if watch else None
 
-    def on_optimizer_step(self, args:TrainingArguments, *event, model=None, **kwargs):
+    def on_optimizer_step(self, args:TrainingArguments, *event, model:nn.Module=None, **kwargs):
         if self.before is None: return
         now = self.look(model)
-        moved = sum((w!=b).float().mean().to(args.device)*n for (n,w),b in zip(now, self.before))
+        pairs = zip(now, self.before)
+        moved = sum((w!=b).float().mean().to(args.device)*n for (n,w),b in pairs)
         self.log.notes['weights/frac_changed'] = moved/sum(n for n,_ in now)
         self.before = None
 
 # %% ../../nbs/train/metrics.ipynb #4b9f5914
 @dataclass(frozen=True)
 class Metric:
-    "One logged number, explained; `p` is the batch's `PairLogps`, `s` its `TokenScores`, `ref` the reference's, `o` its `objective`."
-    code:str # Expression of these; empty if `Trainer` computes it
+    "One logged number, explained."
+    # Expression of the batch's `PairLogps` p and `TokenScores` s, the reference's `TokenScores`
+    # ref, and the two numbers o that the loss compares; empty if `Trainer` computes it
+    code:str
     unit:str # Unit
     start:str # Value at step 0
     wanted:str # Which way it should go
@@ -232,12 +240,14 @@ glossary = {
         'rewards/accuracies; it says how often the next chosen token was the likeliest'),
     # and ours
     'objective/chosen': Metric('o[0].mean()', 'logit; ipo: nats per token', '0', 'any',
-        'rewards/chosen, where the loss divides by lengths, uses no reference, or works on a divergence'),
+        'rewards/chosen, where the loss divides by lengths, uses no reference, or works on a '
+        'divergence'),
     'objective/rejected': Metric('o[1].mean()', 'logit; ipo: nats per token', '0', 'falls',
         'rewards/rejected, likewise'),
     'objective/margins': Metric('(o[0]-o[1]).mean()',
         'logit; ipo: nats per token', '0', 'rises, with ipo to 1/(2·beta)',
-        'comparable between kinds of loss. Of several losses it is that of the first that compares answers'),
+        'comparable between kinds of loss. Of several losses it is that of the first that '
+        'compares answers'),
     'objective/accuracies': Metric('(.5+.5*(o[0]-o[1]).sign()).mean()',
         'share of pairs', '½, ties count half', 'rises',
         'rewards/accuracies, which counts a tie as wrong and compares sums'),
@@ -247,7 +257,8 @@ glossary = {
         'a sign of quality by itself: far below −50 the model unlearns how to write'),
     'moved/both_down': Metric('((p.chosen<p.ref_chosen)&(p.rejected<p.ref_rejected)).float().mean()',
         'share of pairs', '0', 'well below 1',
-        'an error: the loss asks for the margin only. Near 1, with moved/chosen far below 0, add an sft term '
+        'an error: the loss asks for the margin only. Near 1, with moved/chosen far below 0, '
+        'add an sft term '
         'or lower the learning rate'),
     'logps_per_token/chosen': Metric('s.logps.chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()',
         'nats per token', "the model's", 'near its start',
@@ -257,11 +268,13 @@ glossary = {
         'logps/rejected, likewise'),
     'kl/chosen': Metric('((s.logps-ref.logps).exp()-1-(s.logps-ref.logps)).chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()',
         'nats per token', '0', 'rises slowly',
-        "the KL(policy‖reference) of the objective. It estimates KL(reference‖policy), if the answers are the"
+        "the KL(policy‖reference) of the objective. It estimates KL(reference‖policy), if the "
+        "answers are the"
         " reference's own"),
     'kl/rejected': Metric('((s.logps-ref.logps).exp()-1-(s.logps-ref.logps)).chunk(2)[1].sum()/s.mask.chunk(2)[1].sum()',
         'nats per token', '0', 'rises',
-        'the same as kl/chosen on other samples, unless both kinds of answers come from the reference'),
+        'the same as kl/chosen on other samples, unless both kinds of answers come from the '
+        'reference'),
     'data/frac_truncated': Metric('(batch["attention_mask"].sum(-1)>=max_length).float().mean()',
         'share of rows', 'the same always', 'near 0',
         'exact where a row has max_length tokens to begin with: it counts too'),
@@ -271,9 +284,11 @@ glossary = {
 }
 
 rare_metrics = {  # not in every entry of the log
-    'aux_loss': Metric('', 'balance of experts', "the model's", 'any', 'logged without mixture of experts'),
+    'aux_loss': Metric('', 'balance of experts', "the model's", 'any', 'logged without mixture '
+                                                                       'of experts'),
     'step': Metric('',
-        'optimizer steps', '1', 'rises', 'a count of batches: accumulation takes several for one step'),
+        'optimizer steps', '1', 'rises', 'a count of batches: accumulation takes several for '
+                                         'one step'),
     'eval_runtime': Metric('', 'seconds', '', 'any', 'time that training took'),
     'eval_samples_per_second': Metric('',
         'pairs per second', '', 'any', 'answers per second: a pair has two'),
@@ -281,8 +296,11 @@ rare_metrics = {  # not in every entry of the log
     'train_runtime': Metric('', 'seconds', '', 'any', 'without evaluations: they are in it'),
     'train_samples_per_second': Metric('',
         'pairs per second', '', 'any', 'answers per second: a pair has two'),
-    'train_steps_per_second': Metric('', 'optimizer steps per second', '', 'any', 'batches per second'),
-    'train_loss': Metric('', 'nats', '', 'any', 'the last loss: it is the mean over the whole run'),
+    'train_steps_per_second': Metric('', 'optimizer steps per second', '', 'any', 'batches per '
+                                                                                  'second'),
+    'train_loss': Metric('', 'nats', '', 'any', 'the last loss: it is the mean over the whole '
+                                                'run'),
     'total_flos': Metric('',
-        'floating-point operations', '0', 'rises', 'measured: it is estimated, without the reference'),
+        'floating-point operations', '0', 'rises', 'measured: it is estimated, without the '
+                                                   'reference'),
 }

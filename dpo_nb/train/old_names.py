@@ -30,7 +30,8 @@ class Setting:
         args = trainer.args
         if args is None: return self.warn_early(value)
         if self.name=='ld_alpha' and args.precompute_ref_log_probs and value!=args.ld_alpha:
-            raise ValueError(f"ld_alpha={value} cannot be set now: with precompute_ref_log_probs=True the reference was summed "
+            raise ValueError(f"ld_alpha={value} cannot be set now: with "
+                             "precompute_ref_log_probs=True the reference was summed "
                              f"with ld_alpha={args.ld_alpha}; give it in the config")
         old = getattr(args, self.name)
         setattr(args, self.name, value)
@@ -46,8 +47,10 @@ class Setting:
         value, # What was assigned
     )->None:
         "Say that a value assigned before the trainer has its config does not count."
-        logger.warning(f"{self.name}={value!r} is set before the trainer has its config, whose {self.name} will count; "
-                       f"give DPOConfig({self.name}={value!r}), or set it after super().__init__()")
+        logger.warning(f"{self.name}={value!r} is set before the trainer has its config, whose "
+                       f"{self.name} will count; "
+                       f"give DPOConfig({self.name}={value!r}), or set it after "
+                       "super().__init__()")
 
 # %% ../../nbs/train/old_names.ipynb #ed47e269
 class OldNames:
@@ -77,11 +80,13 @@ class OldNames:
     @property
     def maybe_activation_offload_context(self):
         "A context for one training step."
-        return OffloadActivations(self.model) if self.args.activation_offloading else nullcontext()
+        if not self.args.activation_offloading: return nullcontext()
+        return OffloadActivations(self.model)
 
     @property
     def _metrics(self)->dict: return self.metric_log.batches
 
     def __getattr__(self, name:str):
         settings = [f.name for f in fields(DPOConfig)]
-        raise AttributeError(advise_attribute(type(self).__name__, name, settings), name=name, obj=self)
+        told = advise_attribute(type(self).__name__, name, settings)
+        raise AttributeError(told, name=name, obj=self)

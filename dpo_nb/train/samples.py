@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 from tqdm import tqdm
-from transformers import (GenerationConfig, PreTrainedTokenizerBase, TrainerCallback, TrainerState,
-                          TrainingArguments)
+from transformers import GenerationConfig, PreTrainedTokenizerBase, TrainerCallback
+from transformers import TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ..data.collator import pad_right
@@ -32,7 +32,7 @@ _logger = logging.get_logger(__name__)
 def undisturbed(
     model:nn.Module, # Any
 ):
-    "Inside: evaluation mode, no gradients. Afterwards: each module's mode and the random numbers as they were before."
+    "Inside: evaluation mode, no gradients. Afterwards: modes and random numbers as before."
     modes = [(m, m.training) for m in model.modules()]
     places = {p.device for p in model.parameters() if p.device.type in ('cuda', 'xpu')}
     type_ = next((d.type for d in places), 'cuda')
@@ -53,14 +53,18 @@ def read_prompt(
     if isinstance(prompt, str) and chat: prompt = [dict(role='user', content=prompt)]
     if isinstance(prompt, str): return prompt, render_ids(tokenizer, prompt)
     if not is_conversational(dict(prompt=prompt)):
-        raise TypeError("a prompt must be a text or a list of messages such as [{'role': 'user', 'content': '…'}], "
+        raise TypeError("a prompt must be a text or a list of messages such as [{'role': "
+                        "'user', 'content': '…'}], "
                         f"got {prompt!r}")
     goes_on = prompt[-1]['role']=='assistant'
-    ids = render_ids(tokenizer, prompt, add_generation_prompt=not goes_on, continue_final_message=goes_on)
+    ids = render_ids(tokenizer, prompt, add_generation_prompt=not goes_on,
+                     continue_final_message=goes_on)
     return str(prompt[-1].get('content')), ids
 
 # %% ../../nbs/train/samples.ipynb #031e6267
-def _last(prompt): return prompt if isinstance(prompt, (str, type(None))) else str(prompt[-1].get('content'))
+def _last(prompt):
+    "The text to show for a prompt of the dataset."
+    return prompt if isinstance(prompt, (str, type(None))) else str(prompt[-1].get('content'))
 
 def read_prompts(
     given:int|list, # A number of rows, or a list of prompts
@@ -68,14 +72,14 @@ def read_prompts(
     tokenizer:PreTrainedTokenizerBase, # With a pad token
     chat:bool=False, # A text is what a user says
     max_length:int|None=None, # Of a prompt, tokens; longer ones lose their start
-)->tuple[list[str], dict[str, Tensor]]: # Texts to show; input_ids and attention_mask, `[N,T]`, padded on the left
+)->tuple[list[str], dict[str, Tensor]]: # Texts; input_ids, attention_mask `[N,T]`, left-padded
     "Prompts, ready to be answered."
     if isinstance(given, int):
         taken = list(islice(rows, given))
         texts = [_last(r.get('prompt')) or tokenizer.decode(r['prompt_ids']) for r in taken]
         prompts = [list(r['prompt_ids']) for r in taken]
     else: texts, prompts = zip(*(read_prompt(p, tokenizer, chat) for p in given))
-    backwards = [ids[::-1][:max_length] for ids in prompts] # padded on the right, then turned round
+    backwards = [ids[::-1][:max_length] for ids in prompts] # padded right, then turned round
     ids = pad_right(backwards, tokenizer.pad_token_id).flip(1) # [N,T]
     mask = pad_right([[1]*len(x) for x in backwards], 0).flip(1) # [N,T]
     return list(texts), dict(input_ids=ids, attention_mask=mask)
@@ -84,7 +88,7 @@ def read_prompts(
 def answer(
     model:nn.Module, # A causal language model, perhaps with an adapter
     tokenizer:PreTrainedTokenizerBase, # Its own
-    batch:dict[str, Tensor], # input_ids, attention_mask, `[N,T]`, padded on the left; perhaps images
+    batch:dict[str, Tensor], # input_ids, attention_mask, `[N,T]`, left-padded; perhaps images
     max_new_tokens:int=64, # Longest answer, tokens
     temperature:float=0., # 0: greedy
     seed:int=0, # For sampling
@@ -92,9 +96,9 @@ def answer(
     "What the model writes now; leaves no trace in it."
     device, sampled = next(model.parameters()).device, temperature>0
     stop = model.generation_config.eos_token_id or tokenizer.eos_token_id
-    how = GenerationConfig(do_sample=sampled, temperature=temperature or 1., top_p=1., top_k=0 if sampled else 50,
-                           max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id,
-                           use_cache=True)
+    how = GenerationConfig(do_sample=sampled, temperature=temperature or 1., top_p=1.,
+                           top_k=0 if sampled else 50, max_new_tokens=max_new_tokens,
+                           eos_token_id=stop, pad_token_id=tokenizer.pad_token_id, use_cache=True)
     there = {k: v.to(device) if isinstance(v, Tensor) else v for k,v in batch.items()}
     with undisturbed(model):
         torch.manual_seed(seed)
@@ -114,7 +118,8 @@ def append_samples(
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         with Path(file).open('a', encoding='utf-8') as f: f.writelines(lines)
     except OSError as e:
-        _logger.warning(f"the answers of step {rows[0]['step']} could not be written to {file} ({e.strerror}); "
+        _logger.warning(f"the answers of step {rows[0]['step']} could not be written to {file} "
+                        f"({e.strerror}); "
                         "training goes on, and they are kept in memory")
 
 def read_samples(
@@ -135,9 +140,11 @@ def samples_text(
     width:int=110, # Characters of a line
 )->str:
     "Rows as plain text, one line each."
-    def line(text, n): return (text if len(text) <= n else text[:n-1]+'…').replace('\n', '⏎')
+    def line(text, n):
+        return (text if len(text) <= n else text[:n-1]+'…').replace('\n', '⏎')
     a, b = width//3, width-width//3-10
-    return '\n'.join(f"{r['step']:6}  {line(r['prompt'], a):{a}}  {line(r['text'], b)}" for r in rows)
+    lines = (f"{r['step']:6}  {line(r['prompt'], a):{a}}  {line(r['text'], b)}" for r in rows)
+    return '\n'.join(lines)
 
 # %% ../../nbs/train/samples.ipynb #b467983c
 class SampleCallback(TrainerCallback):
@@ -148,14 +155,14 @@ class SampleCallback(TrainerCallback):
         batch:dict[str, Tensor], # From `read_prompts`
         every:int, # Optimizer steps
         file:str|Path|None=None, # Lines of JSON are appended here
-        everybody:bool=False, # All processes must generate, because each holds a part of the weights
+        everybody:bool=False, # All processes must generate, because the weights are sharded
         autocast:Callable=nullcontext, # () → the context in which training computes
         say:Callable[[str], None]|None=tqdm.write, # Where answers are printed; None for nowhere
         **how:float, # max_new_tokens, temperature, seed
     )->None:
         self.tokenizer, self.texts, self.batch, self.every = tokenizer, texts, batch, every
-        self.file, self.everybody, self.autocast, self.say = file and Path(file), everybody, autocast, say
-        self.how, self.rows = how, []
+        self.file, self.everybody = file and Path(file), everybody
+        self.autocast, self.say, self.how, self.rows = autocast, say, how, []
 
     def sample(self, model:nn.Module, state:TrainerState)->None:
         "Answer now; the first process keeps the rows."
@@ -167,16 +174,17 @@ class SampleCallback(TrainerCallback):
         if self.say: self.say(samples_text(new))
         append_samples(self.file, new)
 
-    def on_train_begin(self, args:TrainingArguments, state:TrainerState, *event, model=None, **kwargs):
+    def on_train_begin(self, args:TrainingArguments, state:TrainerState, *event,
+                       model:nn.Module=None, **kwargs):
         self.rows = []
         if state.global_step==0: self.sample(model, state)
         elif self.file and self.file.is_file():
             self.rows = [r for r in read_samples(self.file) if r['step'] <= state.global_step]
 
-    def on_step_end(self, args:TrainingArguments, state:TrainerState, *event, model=None, **kwargs):
+    def on_step_end(self, args:TrainingArguments, state:TrainerState, *event, model, **kwargs):
         if state.global_step % self.every==0: self.sample(model, state)
 
-    def on_train_end(self, args:TrainingArguments, state:TrainerState, *event, model=None, **kwargs):
+    def on_train_end(self, args:TrainingArguments, state:TrainerState, *event, model, **kwargs):
         done = state.global_step % self.every==0 and state.global_step > 0
         if not done: self.sample(model, state)
 
@@ -185,7 +193,8 @@ def samples_html(
     rows:list[dict], # step, prompt, text
 )->str: # A `<table>`
     "Answers over the steps, one line for each prompt."
-    steps, prompts = sorted({r['step'] for r in rows}), list(dict.fromkeys(r['prompt'] for r in rows))
+    steps = sorted({r['step'] for r in rows})
+    prompts = list(dict.fromkeys(r['prompt'] for r in rows))
     said = {(r['step'], r['prompt']): html.escape(r['text']) for r in rows}
     head = ''.join(f'<th scope="col">step {s}</th>' for s in steps)
     lines = []
