@@ -76,8 +76,9 @@ renamed = dict(
     per_gpu_eval_batch_size='renamed to per_device_eval_batch_size',
     truncation='split into DPOConfig.max_length and truncation_mode',
     # words of a command line
-    use_lora='renamed to use_peft',
-    lora_rank='renamed to lora_r',
+    use_lora='now peft_config=LoraConfig(…), an argument of the trainer; on the command line '
+             '--use_peft',
+    lora_rank='now LoraConfig(r=…); on the command line --lora_r',
 )
 
 # %% ../../nbs/train/hints.ipynb #3a8eff16

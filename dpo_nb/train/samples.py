@@ -96,9 +96,10 @@ def answer(
     "What the model writes now; leaves no trace in it."
     device, sampled = next(model.parameters()).device, temperature>0
     stop = model.generation_config.eos_token_id or tokenizer.eos_token_id
-    how = GenerationConfig(do_sample=sampled, temperature=temperature or 1., top_p=1.,
-                           top_k=0 if sampled else 50, max_new_tokens=max_new_tokens,
-                           eos_token_id=stop, pad_token_id=tokenizer.pad_token_id, use_cache=True)
+    how = GenerationConfig(
+        do_sample=sampled, temperature=temperature or 1., top_p=1., top_k=0 if sampled else 50,
+        max_new_tokens=max_new_tokens, eos_token_id=stop, pad_token_id=tokenizer.pad_token_id,
+        use_cache=True)
     there = {k: v.to(device) if isinstance(v, Tensor) else v for k,v in batch.items()}
     with undisturbed(model):
         torch.manual_seed(seed)
