@@ -1,10 +1,11 @@
 "The config on machines we do not have, from a command line, from YAML, through a pickle; and that it never warns by itself."
-import dataclasses, json, pickle, warnings
+import dataclasses, datetime, json, pickle, warnings
 
-import pytest, torch
+import pytest, torch, yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 import dpo_nb.train.config as module
+from conftest import live_trl
 from dpo_nb import DPOConfig
 
 
@@ -99,6 +100,71 @@ def test_the_defaults_survive_a_yaml_file(tmp_path):
     y = HfArgumentParser(DPOConfig).parse_yaml_file(str(tmp_path/'c.yaml'))[0]
     changed = {k for k, v in y.to_dict().items() if v != c.to_dict()[k]}
     assert changed == {'max_length', 'beta', 'model_init_kwargs'} and y.model_init_kwargs == dict(dtype='bfloat16')
+
+
+@pytest.mark.parametrize('line, field, value', [
+    ('eval_strategy: no', 'eval_strategy', 'no'), ('eval_strategy: null', 'eval_strategy', 'no'), ('save_strategy: off', 'save_strategy', 'no'), ('logging_strategy: no', 'logging_strategy', 'no'),
+    ('report_to: null', 'report_to', []), ('report_to: none', 'report_to', []), ('report_to: no', 'report_to', []), ('report_to:', 'report_to', []), ('deepspeed: no', 'deepspeed', None),
+    ('bf16: "no"', 'bf16', False), ('gradient_checkpointing: "off"', 'gradient_checkpointing', False), ('logging_first_step: yes', 'logging_first_step', True),
+    ('learning_rate: 5e-6', 'learning_rate', 5e-6), ('max_steps: 1e3', 'max_steps', 1000), ('ld_alpha: none', 'ld_alpha', None), ('max_length: none', 'max_length', None),
+    ('pad_to_multiple_of: auto', 'pad_to_multiple_of', None), ('pad_to_multiple_of: 8', 'pad_to_multiple_of', 8), ('debug: no', 'debug', []), ('max_grad_norm: null', 'max_grad_norm', None)])
+def test_what_yaml_made_of_a_word_is_turned_back(tmp_path, line, field, value):
+    found = getattr(DPOConfig(str(tmp_path), **yaml.safe_load(line)), field)
+    assert found == value and isinstance(found, type(value))
+
+
+@pytest.mark.parametrize('given', [dict(run_name=False), dict(hub_model_id=True), dict(run_name=datetime.date(2026, 1, 5)), dict(truncation_mode=False), dict(optim=True), dict(pad_token=False)])
+def test_a_word_that_yaml_lost_is_asked_for_in_quotes(tmp_path, given):
+    with pytest.raises(ValueError, match=f"{next(iter(given))}=.* must be a text; .*write the word in quotes"): DPOConfig(str(tmp_path), **given)
+
+
+@pytest.mark.parametrize('given, says', [(dict(bf16='perhaps'), "bf16='perhaps' must be true or false"), (dict(max_steps='2.5'), "max_steps='2.5' must be a whole number"),
+                                         (dict(beta='0,1'), "must be a number, such as '0.1' without quotes")])
+def test_a_text_that_is_no_number_and_no_switch(tmp_path, given, says):
+    with pytest.raises(ValueError, match=says): DPOConfig(str(tmp_path), **given)
+
+
+def test_texts_and_switches_stay_what_they_are(tmp_path):
+    "Every default, as Python has it, means itself."
+    c = DPOConfig(str(tmp_path))
+    changed = {k: (getattr(c, k), v) for k, v in module.read_values(c).items() if v is not getattr(c, k)}
+    assert changed == {}
+
+
+@pytest.mark.parametrize('given, says', [(dict(pad_token='<|im_end|>'), 'set tokenizer.pad_token'), (dict(truncation_mode='keep_end'), "use 'keep_start'")])
+def test_what_trl_drops_is_announced_once_and_works(tmp_path, given, says):
+    with pytest.warns(FutureWarning) as got: c = DPOConfig(str(tmp_path), **given)
+    ours = [g for g in got if 'TRL 2.0.0 will drop' in str(g.message)]
+    assert len(ours) == 1 and says in str(ours[0].message) and ours[0].filename == __file__
+    assert all(getattr(c, k) == v for k, v in given.items())
+
+
+def test_positional_arguments_mean_what_they_mean_in_trl():
+    trl = live_trl('trl')
+    ours, theirs = ([f.name for f in dataclasses.fields(x)] for x in (DPOConfig, trl.DPOConfig))
+    assert ours[:len(theirs)] == theirs and not set(ours[len(theirs):]) & set(theirs)
+
+
+def test_a_padded_length_that_is_automatic(tmp_path, monkeypatch):
+    assert DPOConfig.__dataclass_fields__['pad_to_multiple_of'].default == 'auto' and DPOConfig(str(tmp_path)).pad_to_multiple_of is None
+    monkeypatch.setattr(TrainingArguments, 'device', type('Device', (), dict(type='neuron', index=0)))
+    assert DPOConfig(str(tmp_path)).pad_to_multiple_of == 128 and DPOConfig(str(tmp_path), pad_to_multiple_of='none').pad_to_multiple_of is None
+
+
+@pytest.mark.parametrize('name, meant', [('dpo', "is 'sigmoid' meant"), ('sigmiod', "is 'sigmoid' meant"), ('IPO', "is 'ipo' meant"), ('wpo', "'sigmoid' with use_weighting=True"), ('kto-pair', "is 'bco_pair' meant")])
+def test_a_loss_of_nearly_that_name(tmp_path, name, meant):
+    with pytest.raises(ValueError, match=meant) as e: DPOConfig(str(tmp_path), loss_type=['sft', name])
+    assert 'choose one of' in str(e.value) and 'or pass a function' in str(e.value)
+
+
+def test_checks_do_not_write(tmp_path):
+    "Every function of the page called check_… or warn_… leaves the config as it is."
+    c = DPOConfig(str(tmp_path), sample_prompts=['Hi.'], label_smoothing=.1)
+    before = dict(vars(c))
+    for k, f in vars(module).items():
+        if k.startswith('check_') and k != 'check_losses' and f.__module__ == module.__name__: f(c)
+    module.warn_unread(c, {k: 0. for k in module.loss_fields}), module.resolve_bf16(c), module.read_values(c)
+    assert vars(c) == before
 
 
 def half(p, *, beta=0.1): return p.delta*beta/2

@@ -106,7 +106,7 @@ def test_liger_leaves_the_head_to_us(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     c = settings(liger_kernel_config=dict(rope=False))
     config.check_liger(c)
-    assert c.liger_kernel_config == dict(rope=False, fused_linear_cross_entropy=False)
+    assert config.liger_kernels(c) == dict(rope=False, fused_linear_cross_entropy=False) and c.liger_kernel_config == dict(rope=False)
     with pytest.raises(ValueError, match='goes with one loss'): config.check_liger(settings(loss_type=['sigmoid', 'sft']))
     with pytest.raises(ValueError, match='does not go with precompute_ref_log_probs'): config.check_liger(settings(precompute_ref_log_probs=True))
 

@@ -8,12 +8,13 @@ __all__ = ['glossary', 'rare_metrics', 'pair_sums', 'token_sums', 'objective', '
 
 # %% ../../nbs/train/metrics.ipynb #79fd412d
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Tensor
-from transformers import TrainerCallback
+from torch import nn, Tensor
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from ..logps import TokenScores
 from ..losses.registry import losses
@@ -21,7 +22,7 @@ from ..pairs import PairLogps
 
 # %% ../../nbs/train/metrics.ipynb #2a32729b
 def _over_pairs(columns): # metric → `[B]`
-    sums = torch.stack([*columns.values()]).sum(-1)   # [K]
+    sums = torch.stack([*columns.values()]).sum(-1) # [K]
     n = torch.full_like(sums[0], next(iter(columns.values())).numel())
     return {k: (v, n) for k,v in zip(columns, sums)}
 
@@ -31,8 +32,10 @@ def pair_sums(
 )->dict[str, tuple[Tensor, Tensor]]: # metric → (sum over pairs, number of pairs)
     "Numerators and denominators of TRL's metrics that are means over pairs."
     rw, rl = p.rewards(beta)
-    return _over_pairs({'rewards/chosen':rw, 'rewards/rejected':rl, 'rewards/accuracies':(rw>rl).float(), 'rewards/margins':rw-rl,
-                        'logps/chosen':p.chosen, 'logps/rejected':p.rejected})
+    return _over_pairs({
+        'rewards/chosen': rw, 'rewards/rejected': rl, 'rewards/margins': rw-rl,
+        'rewards/accuracies': (rw>rl).float(),
+        'logps/chosen': p.chosen, 'logps/rejected': p.rejected})
 
 # %% ../../nbs/train/metrics.ipynb #8e00f51b
 def token_sums(
@@ -42,8 +45,9 @@ def token_sums(
     n = s.mask.sum()
     n_w, n_l = (m.sum() for m in s.mask.chunk(2))
     logit_w, logit_l = (x.sum() for x in s.mean_logit.chunk(2))
-    return {'entropy':(s.entropy.sum(), n), 'logits/chosen':(logit_w, n_w), 'logits/rejected':(logit_l, n_l),
-            'mean_token_accuracy':(s.top1.chunk(2)[0].sum(), n_w)}
+    hits = s.top1.chunk(2)[0].sum()
+    return {'entropy': (s.entropy.sum(), n), 'mean_token_accuracy': (hits, n_w),
+            'logits/chosen': (logit_w, n_w), 'logits/rejected': (logit_l, n_l)}
 
 # %% ../../nbs/train/metrics.ipynb #f8878123
 def _means(p): return p.chosen_scores/p.chosen_len.clamp(min=1), p.rejected_scores/p.rejected_len.clamp(min=1)
@@ -83,87 +87,116 @@ def more_pair_sums(
 )->dict[str, tuple[Tensor, Tensor]]: # metric → (sum over pairs, number of pairs)
     "Numerators and denominators of what we log beside TRL's means over pairs."
     (w, l), (up, other) = compared, (p.chosen_logratios, p.rejected_logratios)
-    cols = {'objective/chosen':w, 'objective/rejected':l, 'objective/margins':w-l, 'objective/accuracies':.5+.5*(w-l).sign()}
-    if reference: cols |= {'moved/chosen':up, 'moved/rejected':other, 'moved/both_down':((up<0)&(other<0)).to(up.dtype)}
+    cols = {'objective/chosen': w, 'objective/rejected': l, 'objective/margins': w-l,
+            'objective/accuracies': .5+.5*(w-l).sign()}
+    if reference:
+        both_down = ((up<0)&(other<0)).to(up.dtype)
+        cols |= {'moved/chosen': up, 'moved/rejected': other, 'moved/both_down': both_down}
     return _over_pairs(cols)
 
 # %% ../../nbs/train/metrics.ipynb #d720a28f
+def _by_side(name, x, n): # [2B,T-1], number of tokens per side `[2]`
+    sums = x.view(2, -1).sum(-1) # [2]
+    return {f'{name}/{side}': (v, c) for side,v,c in zip(('chosen','rejected'), sums, n)}
+
 def more_token_sums(
     s:TokenScores, # The policy's, every field `[2B,T-1]`, chosen half first
-    ref:Tensor|None=None, # `[2B,T-1]`, the reference's log-probs, nats; None if they are not known token by token
+    ref:Tensor|None=None, # `[2B,T-1]`, the reference's log-probs; None if only sums are known
     rows:Tensor|None=None, # `[2B]`, tokens of each row
     max_length:int|None=None, # Where rows were cut
 )->dict[str, tuple[Tensor, Tensor]]: # metric → (sum, count)
     "Numerators and denominators of what we log beside TRL's means over tokens."
-    n = s.mask.sum(-1).view(2, -1).sum(-1)   # [2]
-    def sides(name, x): return {f'{name}/{k}': (v, c) for k,v,c in zip(('chosen','rejected'), x.view(2, -1).sum(-1), n)}
-    out = sides('logps_per_token', s.logps.detach())
+    n = s.mask.sum(-1).view(2, -1).sum(-1) # [2]
+    out = _by_side('logps_per_token', s.logps.detach(), n)
     if ref is not None:
-        moved = (s.logps.detach() - ref).float()*s.mask
-        out |= sides('kl', (torch.expm1(moved.clamp(max=30.))-moved).clamp(min=0))
-    if rows is not None and max_length: out['data/frac_truncated'] = (rows>=max_length).sum(), torch.full_like(n[0], len(rows))
+        moved = (s.logps.detach() - ref).float()*s.mask # [2B,T-1]
+        out |= _by_side('kl', (torch.expm1(moved.clamp(max=30.))-moved).clamp(min=0), n)
+    if rows is not None and max_length:
+        out['data/frac_truncated'] = (rows>=max_length).sum(), torch.full_like(n[0], len(rows))
     return out
 
 # %% ../../nbs/train/metrics.ipynb #f9178bac
+def _as_numbers(found): # name → list of numbers and one-element tensors
+    "The same as Python numbers, read from the device at once."
+    every = [x for v in found.values() for x in v]
+    device = next((x.device for x in every if isinstance(x, Tensor)), None)
+    kind = dict(dtype=torch.float32, device=device)
+    stacked = torch.stack([torch.as_tensor(x, **kind) for x in every])
+    flat = iter(stacked.tolist()) # the one moment that waits for the device
+    return {k: list(islice(flat, len(v))) for k,v in found.items()}
+
 class MetricLog:
-    "Collects each batch's metrics and averages them over the batches since the last log; training and evaluation apart."
-    def __init__(self): self.num_tokens, self.batches, self.notes = 0, dict(train=defaultdict(list), eval=defaultdict(list)), {}
+    "Averages metrics over the batches since the last log, of training and evaluation apart."
+    def __init__(self)->None:
+        self.num_tokens, self.notes = 0, {}
+        self.batches = dict(train=defaultdict(list), eval=defaultdict(list))
 
     def add(self,
         mode:str, # 'train' or 'eval'
-        sums:dict[str, tuple[Tensor, Tensor]], # metric → (numerator, denominator) on this process
+        sums:dict[str, tuple[Tensor, Tensor]], # metric → (numerator, denominator), this process
         num_tokens:Tensor, # Tokens in the batch that are not padding
-        reduce=lambda x: x, # Sums a tensor over processes
+        reduce:Callable[[Tensor], Tensor]=lambda x: x, # Sums a tensor over processes
     )->None:
         "One batch: sum over processes, divide; nothing is moved to the CPU yet."
         both = [*sums.values(), (num_tokens, num_tokens)]
-        t = reduce(torch.stack([x.detach().float() for pair in both for x in pair]).view(-1, 2))  # [K+1,2]
+        flat = torch.stack([x.detach().float() for pair in both for x in pair])
+        t = reduce(flat.view(-1, 2)) # [K+1,2]
         for k,v in zip(sums, t[:-1,0]/t[:-1,1].clamp(min=1)): self.batches[mode][k].append(v)
         if mode=='train': self.num_tokens = self.num_tokens + t[-1,0].long()
 
     def pop(self,
         mode:str, # 'train' or 'eval'
-    )->dict[str, float]: # metric → mean over the batches since the last call; num_tokens counts all training so far
+    )->dict[str, float]: # metric → mean over the batches since the last call; and `num_tokens`
         "Read the averages and start anew; the token count goes on."
-        found = self.batches[mode]
-        if not found: return {}
-        every = [x for v in found.values() for x in v]
-        device = next((x.device for x in every if isinstance(x, Tensor)), None)
-        flat = iter(torch.stack([torch.as_tensor(x, dtype=torch.float32, device=device) for x in every]).tolist())  # the one moment that waits for the device
-        out = {k: sum(islice(flat, len(v)))/len(v) for k,v in found.items()}
-        found.clear()
-        if mode=='train': out |= {k: v.item() for k,v in self.notes.items()}; self.notes.clear()
+        if not self.batches[mode]: return {}
+        out = {k: sum(v)/len(v) for k,v in _as_numbers(self.batches[mode]).items()}
+        self.batches[mode].clear()
+        if mode=='train':
+            out |= {k: v.item() for k,v in self.notes.items()}
+            self.notes.clear()
         return out | dict(num_tokens=int(self.num_tokens))
 
 # %% ../../nbs/train/metrics.ipynb #699e3094
 class WeightsMoved(TrainerCallback):
     "In the first steps: note the share of trainable weights that the step changed."
     def __init__(self,
-        trainer, # A `DPOTrainer`
+        log:MetricLog, # Where to note it
+        sharded:bool=False, # Weights lie on several processes, so nothing is looked at
         steps:int=10, # How many steps to watch
         sample:int=4096, # Weights of each tensor to look at
-    ): self.trainer, self.steps, self.sample = trainer, steps, sample
+    )->None:
+        if hasattr(log, 'metric_log'): # a trainer, as long as it hands itself over
+            log, sharded = log.metric_log, log.is_fsdp_enabled or log.is_deepspeed_enabled
+        self.log, self.sharded, self.steps = log, sharded, steps
+        self.sample, self.before = sample, None
 
-    def look(self):
-        own = [w.detach().flatten() for w in self.trainer.model.parameters() if w.requires_grad]
+    def look(self,
+        model:nn.Module, # The policy
+    )->list[tuple[int, Tensor]]: # (number of weights, some of them) of each trainable tensor
+        "A sample of the weights, evenly spaced."
+        own = [w.detach().flatten() for w in model.parameters() if w.requires_grad]
         return [(w.numel(), w[::-(-w.numel()//self.sample)]) for w in own if w.numel()]
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        t = self.trainer
-        watch = state.global_step < self.steps and not t.is_fsdp_enabled and not t.is_deepspeed_enabled
-        self.before = [w.clone() for _,w in self.look()] if watch else None
+    def on_pre_optimizer_step(self, args:TrainingArguments, state:TrainerState, *event,
+                              model:nn.Module=None, **kwargs):
+        watch = state.global_step < self.steps and not self.sharded
+        self.before = [w.clone() for _,w in self.look(model)] if watch else None
 
-    def on_optimizer_step(self, args, state, control, **kwargs):
+    def on_optimizer_step(self, args:TrainingArguments, *event, model:nn.Module=None, **kwargs):
         if self.before is None: return
-        now, device = self.look(), self.trainer.args.device
-        moved = sum((w!=b).float().mean().to(device)*n for (n,w),b in zip(now, self.before))
-        self.trainer.metric_log.notes['weights/frac_changed'], self.before = moved/sum(n for n,_ in now), None
+        now = self.look(model)
+        pairs = zip(now, self.before)
+        moved = sum((w!=b).float().mean().to(args.device)*n for (n,w),b in pairs)
+        self.log.notes['weights/frac_changed'] = moved/sum(n for n,_ in now)
+        self.before = None
 
 # %% ../../nbs/train/metrics.ipynb #4b9f5914
 @dataclass(frozen=True)
 class Metric:
     "One logged number, explained."
-    code:str # Expression; `p` is the batch's `PairLogps`, `s` its `TokenScores`, `ref` the reference's, `o` its `objective`; empty if `Trainer` computes it
+    # Expression of the batch's `PairLogps` p and `TokenScores` s, the reference's `TokenScores`
+    # ref, and the two numbers o that the loss compares; empty if `Trainer` computes it
+    code:str
     unit:str # Unit
     start:str # Value at step 0
     wanted:str # Which way it should go
@@ -187,58 +220,87 @@ glossary = {
         'a probability: −35 at beta 0.1 is a factor of e^−350'),
     'rewards/margins': Metric('(beta*p.delta).mean()', 'beta·nats', '0', 'rises',
         'better when larger without end: beyond a few units the loss is flat'),
-    'rewards/accuracies': Metric('(p.delta>0).float().mean()', 'share of pairs', '0, all are ties', 'rises from about ½',
+    'rewards/accuracies': Metric('(p.delta>0).float().mean()',
+        'share of pairs', '0, all are ties', 'rises from about ½',
         'a share of good generated answers; nor broken when it is 0 at the first step'),
     'logps/chosen': Metric('p.chosen.mean()', 'nats per answer', "the model's", 'near its start',
         "a mean over tokens: it is a sum over each answer's tokens, so long answers weigh more"),
     'logps/rejected': Metric('p.rejected.mean()', 'nats per answer', "the model's", 'falls',
         'comparable with logps/chosen, if the lengths differ'),
-    'logits/chosen': Metric('s.mean_logit.chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()', 'logits', "the model's", 'any',
+    'logits/chosen': Metric('s.mean_logit.chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()',
+        'logits', "the model's", 'any',
         'of use: adding a constant to all logits changes it and no probability'),
-    'logits/rejected': Metric('s.mean_logit.chunk(2)[1].sum()/s.mask.chunk(2)[1].sum()', 'logits', "the model's", 'any',
+    'logits/rejected': Metric('s.mean_logit.chunk(2)[1].sum()/s.mask.chunk(2)[1].sum()',
+        'logits', "the model's", 'any',
         'of use, likewise'),
     'entropy': Metric('s.entropy.sum()/s.mask.sum()', 'nats per token', "the model's", 'slowly falls',
         'the diversity of samples, though near 0 it warns of a collapse'),
-    'mean_token_accuracy': Metric('s.top1.chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()', 'share of chosen tokens', "the model's", 'any',
+    'mean_token_accuracy': Metric('s.top1.chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()',
+        'share of chosen tokens', "the model's", 'any',
         'rewards/accuracies; it says how often the next chosen token was the likeliest'),
     # and ours
     'objective/chosen': Metric('o[0].mean()', 'logit; ipo: nats per token', '0', 'any',
-        'rewards/chosen, where the loss divides by lengths, looks at no reference, or works on a divergence'),
+        'rewards/chosen, where the loss divides by lengths, uses no reference, or works on a '
+        'divergence'),
     'objective/rejected': Metric('o[1].mean()', 'logit; ipo: nats per token', '0', 'falls',
         'rewards/rejected, likewise'),
-    'objective/margins': Metric('(o[0]-o[1]).mean()', 'logit; ipo: nats per token', '0', 'rises, with ipo to 1/(2·beta)',
-        'comparable between kinds of loss. Of several losses it is that of the first that compares answers'),
-    'objective/accuracies': Metric('(.5+.5*(o[0]-o[1]).sign()).mean()', 'share of pairs', '½, ties count half', 'rises',
+    'objective/margins': Metric('(o[0]-o[1]).mean()',
+        'logit; ipo: nats per token', '0', 'rises, with ipo to 1/(2·beta)',
+        'comparable between kinds of loss. Of several losses it is that of the first that '
+        'compares answers'),
+    'objective/accuracies': Metric('(.5+.5*(o[0]-o[1]).sign()).mean()',
+        'share of pairs', '½, ties count half', 'rises',
         'rewards/accuracies, which counts a tie as wrong and compares sums'),
     'moved/chosen': Metric('(p.chosen-p.ref_chosen).mean()', 'nats per answer', '0', 'near 0 or above',
         'a reward: it is free of beta. Margin = moved/chosen − moved/rejected'),
     'moved/rejected': Metric('(p.rejected-p.ref_rejected).mean()', 'nats per answer', '0', 'falls',
         'a sign of quality by itself: far below −50 the model unlearns how to write'),
-    'moved/both_down': Metric('((p.chosen<p.ref_chosen)&(p.rejected<p.ref_rejected)).float().mean()', 'share of pairs', '0', 'well below 1',
-        'an error: the loss asks for the margin only. Near 1, with moved/chosen far below 0, add an sft term or lower the learning rate'),
-    'logps_per_token/chosen': Metric('s.logps.chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()', 'nats per token', "the model's", 'near its start',
+    'moved/both_down': Metric('((p.chosen<p.ref_chosen)&(p.rejected<p.ref_rejected)).float().mean()',
+        'share of pairs', '0', 'well below 1',
+        'an error: the loss asks for the margin only. Near 1, with moved/chosen far below 0, '
+        'add an sft term '
+        'or lower the learning rate'),
+    'logps_per_token/chosen': Metric('s.logps.chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()',
+        'nats per token', "the model's", 'near its start',
         'logps/chosen, which is a sum over each answer'),
-    'logps_per_token/rejected': Metric('s.logps.chunk(2)[1].sum()/s.mask.chunk(2)[1].sum()', 'nats per token', "the model's", 'falls',
+    'logps_per_token/rejected': Metric('s.logps.chunk(2)[1].sum()/s.mask.chunk(2)[1].sum()',
+        'nats per token', "the model's", 'falls',
         'logps/rejected, likewise'),
-    'kl/chosen': Metric('((s.logps-ref.logps).exp()-1-(s.logps-ref.logps)).chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()', 'nats per token', '0', 'rises slowly',
-        "the KL(policy‖reference) of the objective. It estimates KL(reference‖policy), if the answers are the reference's own"),
-    'kl/rejected': Metric('((s.logps-ref.logps).exp()-1-(s.logps-ref.logps)).chunk(2)[1].sum()/s.mask.chunk(2)[1].sum()', 'nats per token', '0', 'rises',
-        'the same as kl/chosen on other samples, unless both kinds of answers come from the reference'),
-    'data/frac_truncated': Metric('(batch["attention_mask"].sum(-1)>=max_length).float().mean()', 'share of rows', 'the same always', 'near 0',
+    'kl/chosen': Metric('((s.logps-ref.logps).exp()-1-(s.logps-ref.logps)).chunk(2)[0].sum()/s.mask.chunk(2)[0].sum()',
+        'nats per token', '0', 'rises slowly',
+        "the KL(policy‖reference) of the objective. It estimates KL(reference‖policy), if the "
+        "answers are the"
+        " reference's own"),
+    'kl/rejected': Metric('((s.logps-ref.logps).exp()-1-(s.logps-ref.logps)).chunk(2)[1].sum()/s.mask.chunk(2)[1].sum()',
+        'nats per token', '0', 'rises',
+        'the same as kl/chosen on other samples, unless both kinds of answers come from the '
+        'reference'),
+    'data/frac_truncated': Metric('(batch["attention_mask"].sum(-1)>=max_length).float().mean()',
+        'share of rows', 'the same always', 'near 0',
         'exact where a row has max_length tokens to begin with: it counts too'),
-    'weights/frac_changed': Metric('', 'share of trainable weights', 'above ½; LoRA ½; bf16 less', 'near 1 after warm-up',
+    'weights/frac_changed': Metric('',
+        'share of trainable weights', 'above ½; LoRA ½; bf16 less', 'near 1 after warm-up',
         'a measure of how far: one bit is enough. Only in the first ten steps, on a sample'),
 }
 
 rare_metrics = {  # not in every entry of the log
-    'aux_loss': Metric('', 'balance of experts', "the model's", 'any', 'logged without mixture of experts'),
-    'step': Metric('', 'optimizer steps', '1', 'rises', 'a count of batches: accumulation takes several for one step'),
+    'aux_loss': Metric('', 'balance of experts', "the model's", 'any', 'logged without mixture '
+                                                                       'of experts'),
+    'step': Metric('',
+        'optimizer steps', '1', 'rises', 'a count of batches: accumulation takes several for '
+                                         'one step'),
     'eval_runtime': Metric('', 'seconds', '', 'any', 'time that training took'),
-    'eval_samples_per_second': Metric('', 'pairs per second', '', 'any', 'answers per second: a pair has two'),
+    'eval_samples_per_second': Metric('',
+        'pairs per second', '', 'any', 'answers per second: a pair has two'),
     'eval_steps_per_second': Metric('', 'batches per second', '', 'any', 'optimizer steps'),
     'train_runtime': Metric('', 'seconds', '', 'any', 'without evaluations: they are in it'),
-    'train_samples_per_second': Metric('', 'pairs per second', '', 'any', 'answers per second: a pair has two'),
-    'train_steps_per_second': Metric('', 'optimizer steps per second', '', 'any', 'batches per second'),
-    'train_loss': Metric('', 'nats', '', 'any', 'the last loss: it is the mean over the whole run'),
-    'total_flos': Metric('', 'floating-point operations', '0', 'rises', 'measured: it is estimated, without the reference'),
+    'train_samples_per_second': Metric('',
+        'pairs per second', '', 'any', 'answers per second: a pair has two'),
+    'train_steps_per_second': Metric('', 'optimizer steps per second', '', 'any', 'batches per '
+                                                                                  'second'),
+    'train_loss': Metric('', 'nats', '', 'any', 'the last loss: it is the mean over the whole '
+                                                'run'),
+    'total_flos': Metric('',
+        'floating-point operations', '0', 'rises', 'measured: it is estimated, without the '
+                                                   'reference'),
 }
