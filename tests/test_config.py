@@ -113,6 +113,16 @@ def test_what_yaml_made_of_a_word_is_turned_back(tmp_path, line, field, value):
     assert found == value and isinstance(found, type(value))
 
 
+@pytest.mark.parametrize('line, field, value', [('eval_strategy: no', 'eval_strategy', 'no'), ('save_strategy: null', 'save_strategy', 'no'), ('report_to: no', 'report_to', []), ('bf16: off', 'bf16', False),
+                                                ('report_to: null', 'report_to', []), ('learning_rate: 5e-6', 'learning_rate', 5e-6), ('logging_strategy: off', 'logging_strategy', 'no')])
+def test_the_words_of_a_file_for_the_command_line(tmp_path, line, field, value):
+    from dpo_nb.run.cli import parse as parse_flags
+    (tmp_path/'c.yaml').write_text(f'output_dir: {tmp_path}\n{line}\n')
+    assert getattr(parse_flags(['--config', str(tmp_path/'c.yaml')])[2], field) == value
+    (tmp_path/'c.yaml').write_text('run_name: no\n')
+    with pytest.raises(ValueError, match="run_name=False must be a text; .*quotes"): parse_flags(['--config', str(tmp_path/'c.yaml')])
+
+
 @pytest.mark.parametrize('given', [dict(run_name=False), dict(hub_model_id=True), dict(run_name=datetime.date(2026, 1, 5)), dict(truncation_mode=False), dict(optim=True), dict(pad_token=False)])
 def test_a_word_that_yaml_lost_is_asked_for_in_quotes(tmp_path, given):
     with pytest.raises(ValueError, match=f"{next(iter(given))}=.* must be a text; .*write the word in quotes"): DPOConfig(str(tmp_path), **given)

@@ -58,6 +58,7 @@ def read_config(
 )->dict: # setting → value
     "Read settings from a file, refusing names that do not exist."
     import yaml
+    from dpo_nb.train.config import read_field
     try: found = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise ValueError(f"config={path!r}: there is no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f"config={path!r} is not YAML: {' '.join(str(e).split())}") from None
@@ -65,6 +66,8 @@ def read_config(
     known = {a.dest for a in parser._actions} - {'config'} | {'streaming'}  # what TRL calls it in a mixture
     for k,v in found.items():
         if k not in known: raise ValueError(f"config={path!r} sets {k!r}, which is no setting{nearest(str(k), known)}")
+        owner = next((c for c in parser.dataclass_types if k in c.__dataclass_fields__), None)
+        if owner and not isinstance(v, str): v = found[k] = read_field(owner, k, v)  # what YAML made of a word
         if v is None and not _may_be_none(parser, k): raise ValueError(f"config={path!r} leaves {k!r} empty; it needs a value")
     return found
 

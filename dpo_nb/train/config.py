@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['loss_fields', 'switches', 'also_switches', 'margin_losses', 'cpu_flags', 'native_bf16', 'has_accelerator',
-           'resolve_bf16', 'loss_settings', 'whole_number', 'read_text', 'read_word', 'read_values',
+           'resolve_bf16', 'loss_settings', 'whole_number', 'read_text', 'read_word', 'read_field', 'read_values',
            'keyword_arguments', 'read_sample_prompts', 'check_samples', 'check_config', 'check_reference',
            'check_together', 'check_liger', 'liger_kernels', 'warn_unread', 'warn_deprecated', 'DPOConfig']
 
@@ -13,6 +13,7 @@ import importlib.util, json, warnings
 from dataclasses import dataclass, field, fields
 from datetime import date
 from enum import Enum
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
@@ -144,16 +145,25 @@ def read_word(
                      f"days: write the word in quotes, such as {name}: 'no'")
 
 # %% ../../nbs/train/config.ipynb #cc10e632
+@cache
+def _kinds(cls): # dataclass → name of a field: (types it may hold, default)
+    hints = get_type_hints(cls)
+    return {f.name: ((hints[f.name], *get_args(hints[f.name])), f.default) for f in fields(cls)}
+
+def read_field(
+    cls:type, # A dataclass of settings
+    name:str, # Of one of its fields
+    value:Any, # As a file, a command line or Python gave it
+)->Any: # What it means
+    "The value of a field, with words and numbers told apart by the field's type."
+    kinds, default = _kinds(cls)[name]
+    return read_word(name, read_text(name, value, kinds), kinds, default)
+
 def read_values(
     c:TrainingArguments, # A dataclass of settings
 )->dict[str, Any]: # Every field's value, as it was meant
-    "The settings, with words and numbers told apart by the fields' types."
-    hints, out = get_type_hints(type(c)), {}
-    for f in fields(c):
-        kinds = (hints[f.name], *get_args(hints[f.name]))
-        value = read_text(f.name, getattr(c, f.name, None), kinds)
-        out[f.name] = read_word(f.name, value, kinds, f.default)
-    return out
+    "The settings, each read as `read_field` does."
+    return {k: read_field(type(c), k, getattr(c, k, None)) for k in _kinds(type(c))}
 
 # %% ../../nbs/train/config.ipynb #06160dda
 def keyword_arguments(
