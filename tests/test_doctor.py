@@ -6,7 +6,9 @@ from peft import LoraConfig, get_peft_model
 
 import dpo_nb
 from dpo_nb.toy import load_toy_model, load_toy_pairs, load_toy_tokenizer
-from dpo_nb.diagnose.doctor import Diagnosis, Finding, dead_sign, doctor, gradient, memory_need, movable, step_zero
+from dpo_nb.diagnose.doctor import Diagnosis, Finding, doctor, look_at
+from dpo_nb.diagnose.pulse import dead_sign
+from dpo_nb.diagnose.questions_model import memory_need, movable
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=['q_proj', 'v_proj'])
 
@@ -83,7 +85,8 @@ def test_changes_nothing(trainer):
 def test_after_training_there_is_no_step_zero(trainer):
     t = trainer(max_steps=1)
     t.train()
-    assert step_zero(t)[0].verdict == 'ok' and 'step 1' in step_zero(t)[0].value
+    found, = doctor(t, only=['step 0'])
+    assert found.verdict == 'ok' and 'step 1' in found.value
 
 
 def test_a_stream_is_not_read_ahead(trainer, rows):
@@ -101,7 +104,7 @@ def test_which_weights_can_move(dtype, lr, share): assert movable([torch.full((6
 def test_memory_counts_weights_gradients_moments_and_reference(trainer):
     t = trainer()
     n = sum(p.numel() for p in t.model.parameters())
-    assert memory_need(t) == 5*4*n and math.isclose(memory_need(trainer(peft_config=LORA))/(4*n), 1, rel_tol=.2)
+    assert memory_need(t.model, t.ref_model) == 5*4*n and math.isclose(memory_need(trainer(peft_config=LORA).model)/(4*n), 1, rel_tol=.2)
 
 
 def log(losses, **more): return [dict(step=10*(i+1), loss=v, grad_norm=1., **({'rewards/margins': .01, 'learning_rate': 1e-5} | more)) for i, v in enumerate(losses)]
@@ -114,9 +117,10 @@ def test_the_pulse_is_quiet_while_it_can_be_well(entries): assert dead_sign(entr
 
 
 def test_the_pulse_says_each_thing_once(trainer, monkeypatch):
-    import dpo_nb.diagnose.doctor as module
+    import dpo_nb.diagnose.pulse as pulse
+    from dpo_nb.diagnose import doctor as module
     said = []
-    monkeypatch.setattr(module._logger, 'warning', said.append)
+    for m in (module, pulse): monkeypatch.setattr(m._logger, 'warning', said.append)
     trainer(beta=1e-6, max_steps=40, logging_steps=4, per_device_train_batch_size=1).train()
     assert len([s for s in said if s.startswith('the loss has been 0.6931')]) == 1 and len([s for s in said if s.startswith('beta: ')]) == 1
 
@@ -125,19 +129,19 @@ def test_the_gradient_is_taken_and_left_alone(trainer):
     t = trainer(peft_config=LORA)
     own = [p for p in t.model.parameters() if p.requires_grad]
     own[0].grad = torch.ones_like(own[0])
-    assert gradient(t)[0].verdict == 'ok' and torch.equal(own[0].grad, torch.ones_like(own[0])) and all(p.grad is None for p in own[1:])
+    assert doctor(t, only=['gradient'])[0].verdict == 'ok' and torch.equal(own[0].grad, torch.ones_like(own[0])) and all(p.grad is None for p in own[1:])
 
 
 def test_a_mark_that_opens_every_turn_is_no_second_bos():
     "SmolLM2's BOS is the mark of a turn; two of them side by side, or one before the answer, are still found."
-    from dpo_nb.diagnose.doctor import row_counts
+    from dpo_nb.diagnose.questions_data import row_counts
     turns = dict(prompt_ids=[1, 5, 2, 1, 6, 2, 1, 9], chosen_ids=[7, 2], rejected_ids=[8, 2])
     found = [row_counts([turns | more], 1, 2)['two_bos'] for more in ({}, dict(prompt_ids=[1, 1, 5]), dict(chosen_ids=[1, 7, 2]))]
     assert found == [0, 1, 1]
 
 
 def test_a_second_train_is_not_told_that_its_policy_has_moved(trainer, monkeypatch):
-    import dpo_nb.diagnose.doctor as module
+    from dpo_nb.diagnose import doctor as module
     said = []
     monkeypatch.setattr(module._logger, 'warning', said.append)
     t = trainer(max_steps=3, learning_rate=1e-3)
