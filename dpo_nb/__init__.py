@@ -3,10 +3,10 @@ __version__ = "0.1.0"
 
 _where = {  # public name → module that defines it; imported on first use, so `import dpo_nb` stays instant
     'DPOConfig': 'train.config',
-    'DPOTrainer': 'views.live',  # with the doctor, and in a notebook a view
+    'DPOTrainer': 'api',  # with the doctor, and in a notebook a view
     'DataCollatorForPreference': 'data.collator',
     'DataCollatorForVisionPreference': 'data.vision',
-    'LiveView': 'views.live',
+    'LiveView': 'diagnose.live',
     'score': 'diagnose.scoring',
     'load_toy_model': 'toy',
     'load_toy_tokenizer': 'toy',

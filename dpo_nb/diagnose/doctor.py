@@ -72,15 +72,15 @@ def aside(
     trainer, # A `DPOTrainer`
 ):
     "Let the trainer compute without a trace; what is logged meanwhile is in the log that it gives."
-    log, cache, training = trainer.metric_log, trainer.ref_cache, trainer.model.training
+    log, reference, training = trainer.metric_log, trainer.reference, trainer.model.training
     state = torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    trainer.metric_log, trainer.ref_cache = MetricLog(), None
+    trainer.metric_log, trainer.reference = MetricLog(), reference.fresh()
     try:
         trainer.model.train()
         with torch.no_grad(): yield trainer.metric_log
     finally:
-        trainer.metric_log, trainer.ref_cache = log, cache
+        trainer.metric_log, trainer.reference = log, reference
         torch.set_rng_state(state)
         if devices: torch.cuda.set_rng_state_all(devices)
         trainer.model.train(training)
@@ -133,15 +133,15 @@ def read_trainer(
     kind, accelerator = type(trainer), trainer.accelerator
     return dict(
         args=trainer.args, model=trainer.model, policy=accelerator.unwrap_model(trainer.model),
-        ref_model=trainer.ref_model, ref_given=trainer.ref_given, ref_hash=getattr(trainer, '_ref_hash', None),
-        tokenizer=trainer._tokenizer, processing_class=trainer.processing_class,
+        ref_model=trainer.reference.model, ref_given=trainer.reference.given, ref_hash=trainer.reference.hash,
+        tokenizer=trainer.rows.tokenizer, processing_class=trainer.processing_class,
         train_data=trainer.train_dataset, eval_data=trainer.eval_dataset,
-        left_out=getattr(trainer, 'left_out', {}).get('train', 0), with_images=trainer._is_vision_dataset,
-        recomputed=trainer.computed_twice, all_logits=fused_head(trainer.model)[1],
+        left_out=trainer.rows.left_out.get('train', 0), with_images=trainer.rows.has_images,
+        recomputed=trainer.not_packed, all_logits=fused_head(trainer.model)[1],
         optimizer=None if sharded else trainer.optimizer, step=trainer.state.global_step, sharded_by=sharded,
         own_loss='' if kind.compute_loss is DPOTrainer.compute_loss else kind.__name__,
         loss_of=partial(trainer.compute_loss, trainer.model),
-        ref_logps_of=lambda batch: trainer.ref_logps(trainer.model, batch)[0],
+        ref_logps_of=lambda batch: trainer.reference.logps(trainer.model, batch)[0],
         to_batch=partial(as_batch, trainer), aside=partial(aside, trainer), gather=accelerator.gather)
 
 # %% ../../nbs/diagnose/doctor.ipynb #661134eb
@@ -303,10 +303,6 @@ class FirstLook(TrainerCallback):
         t = self.trainer
         if self.looked or state.global_step or t.is_fsdp_enabled or t.is_deepspeed_enabled: return
         self.looked = True  # a second train() goes on with a policy that has moved
-        found = doctor(t, ref_differs=t.ref_given, only=self.asked)
+        found = doctor(t, ref_differs=t.reference.given, only=self.asked)
         for f in found if state.is_world_process_zero else ():
             if f.verdict=='fail': _logger.warning(f'{f.name}: {f.value}; {f.advice}')
-
-# %% ../../nbs/diagnose/doctor.ipynb #07b185e0
-DPOTrainer.doctor = doctor
-DPOTrainer.own_callbacks += [FirstLook, Pulse]

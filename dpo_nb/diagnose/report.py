@@ -306,7 +306,7 @@ def pair_tokens(
 def _pairs(trainer, batch, ref=None):
     "A batch of tokenized rows through policy and reference; the reference's answer may be known."
     with torch.no_grad(), trainer.compute_loss_context_manager():
-        ref, policy = trainer.ref_scores(trainer.model, batch) if ref is None else ref, score(trainer.model, batch, stats=False)
+        ref, policy = trainer.reference.scores(trainer.model, batch) if ref is None else ref, score(trainer.model, batch, stats=False)
     rewards, B = trainer.args.beta*(policy.logps - ref.logps), len(policy.mask)//2  # [2B,T-1]
     return [_one_pair(trainer._tokenizer, {k: batch[k][i::B] for k in ('input_ids', 'attention_mask', 'completion_mask')}, policy.mask[i::B], rewards[i::B]) for i in range(B)]
 
@@ -335,7 +335,7 @@ class TokenMoments(TrainerCallback):
                 rows = self.rows if t._is_vision_dataset else list(prepare_dataset(Dataset.from_list(self.rows).to_iterable_dataset(), t._tokenizer, max_length=a.max_length,
                                                                                   truncation_mode=a.truncation_mode, name='report'))
                 self.batch = t._prepare_inputs(t.data_collator(rows))
-            if a.sync_ref_model or not self.found: self.ref = t.ref_scores(t.model, self.batch)
+            if a.sync_ref_model or not self.found: self.ref = t.reference.scores(t.model, self.batch)
             self.found.append((step, _pairs(t, self.batch, self.ref)))
 
     def on_train_begin(self, args, state, control, **kwargs): self.found = []; self.note(state.global_step)

@@ -25,14 +25,16 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..data.collator import DataCollatorForPreference, mask_columns
 from ..data.formats import token_columns
+from ..data.rows import check_dataset
 from ..data.selection import handle_overlong, mark_turns
 from ..data.truncate import prepare_dataset
 from ..data.vision import (DataCollatorForVisionPreference, check_features, check_rows, check_vision_settings, has_images,
                                 text_tokenizer)
 from ..model.forward import score as token_scores
+from ..model.load import load_model, prepare_tokenizer, weights_print
 from ..reference.copies import ref_adapter
 from ..train.config import DPOConfig
-from ..train.trainer import check_dataset, resolve_model, resolve_tokenizer, share_prompts, weights_print
+from ..train.trainer import share_prompts
 
 # %% ../../nbs/diagnose/scoring.ipynb #381327b2
 def scoring_config(
@@ -81,7 +83,7 @@ def find_reference(
     if name is None: raise ValueError(f"{run} was measured against a model that had no name{ask}")
     if name.startswith('/') and not Path(name).exists():
         raise ValueError(f"{run} was measured against {name}, which is not there any more{ask}")
-    try: ref = resolve_model(name, args)
+    try: ref = load_model(name, args)
     except OSError as e:
         raise ValueError(f"{run} was measured against {name}, which cannot be loaded ({str(e).splitlines()[0]}){ask}") from e
     comparable = facts['reference_weights'] is not None and str(ref.dtype)==facts['reference_dtype']
@@ -253,14 +255,14 @@ def load_scorer(
     "Load what was given by name, and find the reference."
     folder = Path(model) if facts else None
     if folder and ref_model is None: ref_model = find_reference(folder, facts, args)
-    if isinstance(ref_model, (str, Path)): ref_model = resolve_model(str(ref_model), args)
+    if isinstance(ref_model, (str, Path)): ref_model = load_model(str(ref_model), args)
     if is_adapter_folder(model):
         processing_class = processing_class or AutoTokenizer.from_pretrained(model)
         model = AutoPeftModelForCausalLM.from_pretrained(model)
-    model = resolve_model(str(model) if isinstance(model, Path) else model, args)
+    model = load_model(str(model) if isinstance(model, Path) else model, args)
     kept = folder/'ref' if folder else None
     if ref_model is None and kept and kept.is_dir(): model.load_adapter(kept, 'ref')  # the adapter that the run began with
-    processing_class = resolve_tokenizer(processing_class, model, args)
+    processing_class = prepare_tokenizer(processing_class, model, args)
     return Scorer(model, ref_model, make_collator(processing_class, images, args), args), processing_class
 
 # %% ../../nbs/diagnose/scoring.ipynb #ab592ea2

@@ -106,6 +106,10 @@ class Reference:
     def release(self)->None:
         "Let go of what was made for `fill` alone: nothing."
 
+    def fresh(self)->'Reference':
+        "The same, without a memory."
+        return self
+
 # %% ../../nbs/reference/reference.ipynb #5f963417
 class AdapterReference(Reference):
     "The policy itself, with its adapter off or with a frozen copy of the adapter."
@@ -140,6 +144,8 @@ class Remembered(Reference):
         "As the inner one."
         self.inner.place(accelerator)
         self.model, self.autocast, self.unwrap = self.inner.model, self.inner.autocast, self.inner.unwrap
+
+    def fresh(self)->Reference: return self.inner
 
     def scores(self, policy:nn.Module, batch:dict)->TokenScores:
         "From memory if every row is known, otherwise from the inner reference."

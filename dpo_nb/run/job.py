@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['embedded', 'ScriptArguments', 'ModelArguments', 'lora_config', 'quantization', 'load_pairs', 'pick_splits',
-           'load_mixture', 'load_data', 'load_policy', 'LogLines', 'Job', 'build_job', 'describe_job', 'answer_prompts',
+           'load_mixture', 'load_data', 'load_policy', 'Job', 'build_job', 'describe_job', 'answer_prompts',
            'measure_reviews', 'probe', 'compare', 'clear_output', 'watch_tokens', 'how_to_load', 'run_job']
 
 # %% ../../nbs/run/job.ipynb #b6ee5e7b
@@ -19,8 +19,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, l
 from datasets.exceptions import DatasetsError
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel
 from torch import nn
-from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PrinterCallback, ProgressCallback
+from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PrinterCallback
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from ..data.formats import extract_prompt, is_conversational, layout, read_columns
@@ -31,7 +30,8 @@ from ..train.config import DPOConfig
 from ..diagnose.doctor import doctor
 from ..model.forward import score
 from ..diagnose.report import TokenMoments, code_block, doctor_table, generations, ledger_table, write_report
-from ..train.trainer import DPOTrainer
+from ..api import DPOTrainer
+from ..train.log_lines import LogLines, legend
 
 # %% ../../nbs/run/job.ipynb #ab3ddbf0
 @dataclass
@@ -243,38 +243,6 @@ def _ask_hub(m, args):
     try: AutoConfig.from_pretrained(m.model_name_or_path, revision=m.model_revision, trust_remote_code=args.trust_remote_code)
     except OSError as e: raise OSError(f"model_name_or_path={m.model_name_or_path!r} is no folder here, and the hub did not deliver it: {_reason(e)}") from e
 
-# %% ../../nbs/run/job.ipynb #b79aa385
-_legend = """loss in nats; a reward is beta · (log-prob − reference log-prob); margin = chosen − rejected reward; accuracy = share of margins above 0.
-Before the first step policy and reference are one: the loss is ln 2 = 0.6931, every reward is 0, and so is the accuracy, since ties count as wrong."""
-
-class LogLines(ProgressCallback):
-    "A progress bar where there is a terminal, and one readable line per log."
-    columns = dict(loss='loss', margin='rewards/margins', accuracy='rewards/accuracies', chosen='rewards/chosen', rejected='rewards/rejected')
-    header = f"{'step':>6}{'epoch':>7}{'loss':>9}{'margin':>9}{'accuracy':>10}{'chosen':>9}{'rejected':>10}"
-
-    def line(self,
-        step:int, # Optimizer steps so far
-        logs:dict, # As `Trainer` logs them
-    )->str|None: # None if there is no loss in it
-        "One row of the table."
-        p = 'eval_' if 'eval_loss' in logs else ''
-        if p+'loss' not in logs: return None
-        loss, margin, accuracy, chosen, rejected = (logs.get(p+k, math.nan) for k in self.columns.values())
-        return f"{step:6}{logs.get('epoch', 0):7.2f}{loss:9.4f}{margin:+9.3f}{accuracy:10.3f}{chosen:+9.3f}{rejected:+10.3f}{'  held out' if p else ''}"
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.current_step = state.global_step
-        if not state.is_world_process_zero: return
-        self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, dynamic_ncols=True, disable=None, unit='step')
-        tqdm.write(self.header)
-
-    def on_prediction_step(self, args, state, control, **kwargs):
-        if self.training_bar is not None and not self.training_bar.disable: super().on_prediction_step(args, state, control, **kwargs)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        line = self.line(state.global_step, logs) if state.is_world_process_zero else None
-        if line: tqdm.write(line)
-
 # %% ../../nbs/run/job.ipynb #f88d0b33
 embedded = dict(  # settings of the embedded example, where they differ from the defaults
     learning_rate=2e-4, num_train_epochs=1., per_device_train_batch_size=16, per_device_eval_batch_size=50, warmup_steps=10.,
@@ -382,12 +350,12 @@ def measure_reviews(
     said = [[dict(role='assistant', content=t)] for t in texts]
     pairs = Dataset.from_list([dict(prompt=p, chosen=a, rejected=b) for p,a,b in zip(prompts[::2], said[::2], said[1::2])])
     trainer.model.eval()
-    gaps = torch.cat([score(trainer.model, b, stats=False).sums - trainer.ref_scores(trainer.model, b).sums for b in _batches(trainer, pairs)]).double()
+    gaps = torch.cat([score(trainer.model, b, stats=False).sums - trainer.reference.scores(trainer.model, b).sums for b in _batches(trainer, pairs)]).double()
     r = torch.tensor([review_reward(t) for t in texts])
     return dict(prompts=prompts, texts=texts, rewards=r.tolist(), positive=(r>0).double().mean().item(), mean=r.mean().item(),
                 kl=gaps.mean().item(), kl_se=(gaps.std()/len(gaps)**.5).item())
 
-def _batches(trainer, pairs): return trainer.get_eval_dataloader(trainer.prepare(pairs, 'samples', trainer.args))
+def _batches(trainer, pairs): return trainer.get_eval_dataloader(trainer.prepare(pairs, 'samples'))
 
 # %% ../../nbs/run/job.ipynb #c07ef12c
 def probe(
@@ -479,7 +447,7 @@ def run_job(
 )->Path|None: # The report; None on all processes but the first
     "Describe, probe, train, measure, probe again, save."
     t, out = job.trainer, Path(job.trainer.args.output_dir)
-    say(f'{describe_job(job)}\n\n{_legend}\n')
+    say(f'{describe_job(job)}\n\n{legend}\n')
     if job.script.overwrite_output_dir and t.is_world_process_zero(): clear_output(out)
     before, findings, moments = probe(job), [] if resume or t.args.world_size>1 else doctor(t), watch_tokens(job)
     seconds = t.train(resume_from_checkpoint=resume).metrics['train_runtime']
