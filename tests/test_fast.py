@@ -235,8 +235,8 @@ def test_trainer_gives_the_same_numbers_without_its_shortcuts(tmp_path, lora):
     fast, plain = trainer(tmp_path, load_toy_model(), **peft), trainer(tmp_path, load_toy_model(), cache_ref_log_probs=False, **peft)
     for m in filter(None, (plain.model, plain.ref_model)): share_prefix(m, False)
     for t in (fast, plain): t.remove_callback(FirstLook)  # which asks the reference once more
-    asked, ask = [], fast.ref_scores
-    fast.ref_scores = lambda *a: (asked.append(1), ask(*a))[1]
+    asked, ask = [], fast.reference.fresh().scores
+    fast.reference.fresh().scores = lambda *a: (asked.append(1), ask(*a))[1]
     a, b = curve(fast), curve(plain)
     assert len(a) == 6 and len(asked) == 2  # the two batches of the first epoch
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)

@@ -70,7 +70,7 @@ def test_looking_at_the_run_is_no_sighting(trainer):
 
 def test_margins_that_are_no_numbers_are_left_out(trainer):
     t = trainer()
-    t.keeper.note(torch.tensor([3, 5]), 0, torch.tensor([math.nan, .5]))
+    t.ledger_callback.note(torch.tensor([3, 5]), 0, torch.tensor([math.nan, .5]))
     assert (t.ledger.rows, t.ledger.margins) == ([5], [.5])
 
 

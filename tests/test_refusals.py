@@ -65,10 +65,10 @@ def test_an_adapter_config_that_is_none(tmp_path):
 
 @pytest.mark.parametrize('launcher', ['FSDP', 'DEEPSPEED'])
 def test_precomputing_with_an_adapter_in_pieces(tmp_path, monkeypatch, launcher):
-    from dpo_nb.train.trainer import resolve_reference
+    from dpo_nb.train.trainer import prepare_models
     args = DPOConfig(str(tmp_path), precompute_ref_log_probs=True, bf16=False, use_cpu=True, report_to='none')
     monkeypatch.setenv(f'ACCELERATE_USE_{launcher}', 'true')
-    with pytest.raises(ValueError, match='needs the model in its place before training'): resolve_reference(load_toy_model(), None, LoraConfig(r=2, target_modules=['q_proj']), args)
+    with pytest.raises(ValueError, match='needs the model in its place before training'): prepare_models(load_toy_model(), None, LoraConfig(r=2, target_modules=['q_proj']), args, len)
 
 
 def test_a_loss_that_asks_for_more_than_there_is():

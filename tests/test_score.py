@@ -100,7 +100,7 @@ def test_a_run_folder_brings_everything(pairs, tmp_path, monkeypatch, capsys):
     assert f'mean margin {wanted:+.3f}' in capsys.readouterr().out and (tmp_path/'s.parquet').exists() and not (tmp_path/'s.parquet.part.jsonl').exists()
 
 
-@pytest.mark.parametrize('kw, says', [(dict(model=nudged), 'edited in memory'), (dict(sync_ref_model=True), 'followed the policy'), (dict(loss_type='simpo', beta=2.), 'without a reference')],
+@pytest.mark.parametrize('kw, says', [(dict(model=nudged), 'edited in memory'), (dict(sync_ref_model=True), 'was synchronized with the policy'), (dict(loss_type='simpo', beta=2.), 'without a reference')],
                          ids=['edited', 'synced', 'free'])
 def test_a_run_whose_reference_cannot_be_had_says_why(kw, says, pairs, tmp_path):
     trained(tmp_path/'run', **{k: v() if callable(v) else v for k, v in kw.items()})

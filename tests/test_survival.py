@@ -113,9 +113,9 @@ def test_rows_are_named_when_the_reference_breaks(trainer):
 
 
 def test_an_evaluation_without_a_number_warns_once_and_names_the_rows(trainer, monkeypatch):
-    import dpo_nb.train.trainer as module
+    import dpo_nb.train.watching as module
     said = []
-    monkeypatch.setattr(module.logger, 'warning', said.append)
+    monkeypatch.setattr(module._logger, 'warning', said.append)
     held = load_toy_pairs()['test'].select(range(6))
     t = trainer(eval_dataset=dict(a=held, b=held), eval_strategy='steps', eval_steps=1, max_steps=2, per_device_eval_batch_size=1)
     of_training = {i for r in t.train_dataset for k in ('prompt_ids', 'chosen_ids', 'rejected_ids') for i in r[k]}
@@ -131,18 +131,18 @@ def test_an_evaluation_without_a_number_warns_once_and_names_the_rows(trainer, m
 
 def test_a_precomputed_reference_is_known_again_after_a_resume(trainer, monkeypatch):
     "The policy answers as the reference before it is trained, and must not be taken for it afterwards."
-    import dpo_nb.train.trainer as module
+    import dpo_nb.train.saving as module
     said = []
-    monkeypatch.setattr(module.logger, 'warning', said.append)
+    monkeypatch.setattr(module._logger, 'warning', said.append)
     for steps in (2, 3): trainer(precompute_ref_log_probs=True, save_strategy='steps', save_steps=2, max_steps=steps).train(resume_from_checkpoint=steps == 3)
     assert not [s for s in said if 'is not the one of the checkpoint' in s]
 
 
 def test_another_reference_after_a_resume_is_reported(trainer, tmp_path, monkeypatch):
-    import dpo_nb.train.trainer as module
+    import dpo_nb.train.saving as module
     trainer(save_strategy='steps', save_steps=2, max_steps=2).train()
     said = []
-    monkeypatch.setattr(module.logger, 'warning', said.append)
+    monkeypatch.setattr(module._logger, 'warning', said.append)
     trainer(save_strategy='steps', save_steps=2, max_steps=3).train(resume_from_checkpoint=True)
     assert not said
     trainer(save_strategy='steps', save_steps=2, max_steps=4, model=AutoModelForCausalLM.from_pretrained(tmp_path/'out'/'checkpoint-2')).train(resume_from_checkpoint=True)

@@ -18,7 +18,7 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import send_to_device
 from datasets import Dataset
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
@@ -30,6 +30,7 @@ from ..data.selection import handle_overlong, mark_turns
 from ..data.truncate import prepare_dataset
 from ..data.vision import (DataCollatorForVisionPreference, check_features, check_rows, check_vision_settings, has_images,
                                 text_tokenizer)
+from .reload import load_adapter_folder
 from ..model.forward import score as token_scores
 from ..model.load import load_model, prepare_tokenizer, weights_print
 from ..reference.copies import ref_adapter
@@ -258,7 +259,7 @@ def load_scorer(
     if isinstance(ref_model, (str, Path)): ref_model = load_model(str(ref_model), args)
     if is_adapter_folder(model):
         processing_class = processing_class or AutoTokenizer.from_pretrained(model)
-        model = AutoPeftModelForCausalLM.from_pretrained(model)
+        model = load_adapter_folder(model)
     model = load_model(str(model) if isinstance(model, Path) else model, args)
     kept = folder/'ref' if folder else None
     if ref_model is None and kept and kept.is_dir(): model.load_adapter(kept, 'ref')  # the adapter that the run began with
