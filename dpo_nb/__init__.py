@@ -1,5 +1,11 @@
 "Direct Preference Optimization as literate notebooks, and the trainer they export."
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:  # what editors and type checkers read; nothing of it is imported when the package is
+    from .api import (DataCollatorForPreference, DataCollatorForVisionPreference, DPOConfig, DPOTrainer, LiveView, Objective,
+                      PairTrainer, Reference, load_helpful_mini, load_toy_model, load_toy_pairs, load_toy_tokenizer, score)
 
 _where = {  # public name → module that defines it; imported on first use, so `import dpo_nb` stays instant
     'DPOConfig': 'train.config',
@@ -8,6 +14,9 @@ _where = {  # public name → module that defines it; imported on first use, so 
     'DataCollatorForVisionPreference': 'data.vision',
     'LiveView': 'diagnose.live',
     'score': 'diagnose.scoring',
+    'Objective': 'losses.objective',
+    'PairTrainer': 'train.pair_trainer',
+    'Reference': 'reference.reference',
     'load_toy_model': 'toy',
     'load_toy_tokenizer': 'toy',
     'load_toy_pairs': 'toy',

@@ -26,7 +26,7 @@ from ..model.checks import embedding_size, held_by, position_limit, row_extremes
 from ..model.memory import largest_batch, peak_memory
 from ..model.prefix_sharing import shares_prefix
 from ..train.config import DPOConfig, native_bf16
-from ..train.trainer import is_checkpoint
+from ..model.load import is_checkpoint
 
 # %% ../../nbs/diagnose/questions_model.ipynb #e0108960
 def known_ids(

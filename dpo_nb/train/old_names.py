@@ -93,6 +93,12 @@ class OldNames:
     @property
     def _metrics(self)->dict: return self.metric_log.batches
 
+    @property
+    def _tokenizer(self): return self.rows.tokenizer
+
+    @property
+    def _is_vision_dataset(self)->bool: return self.rows.has_images
+
     def __getattr__(self, name:str):
         settings = [f.name for f in fields(DPOConfig)]
         told = advise_attribute(type(self).__name__, name, settings)

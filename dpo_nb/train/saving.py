@@ -150,3 +150,9 @@ class KeepsRuns:
         given, self.args.loss_type = self.args.loss_type, self.args.to_dict()['loss_type']
         try: super()._save(output_dir, state_dict)
         finally: self.args.loss_type = given
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None, **kwargs):
+        "As `Trainer.create_model_card`, with TRL's `dataset_name`; the tags of the class are always there."
+        given = [tags] if isinstance(tags, str) else tags or []
+        if dataset_name: kwargs['dataset'] = dataset_name
+        super().create_model_card(model_name=model_name, tags=sorted({*self._tag_names, *given}), **kwargs)

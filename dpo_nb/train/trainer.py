@@ -278,15 +278,3 @@ class DPOTrainer(KeepsRuns, WatchesRuns, OldNames, PairTrainer):
 
     @property
     def ref_model(self)->nn.Module|None: return self.reference.model
-
-    @property
-    def _tokenizer(self): return self.rows.tokenizer
-
-    @property
-    def _is_vision_dataset(self)->bool: return self.rows.has_images
-
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None, **kwargs):
-        "As `Trainer.create_model_card`, with TRL's `dataset_name`; our tags are always there."
-        tags = sorted({*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])})
-        if dataset_name: kwargs['dataset'] = dataset_name
-        super().create_model_card(model_name=model_name, tags=tags, **kwargs)
