@@ -90,7 +90,8 @@ class TextRows:
         chat:bool=False, # Are the rows conversations?
     ):
         self.processing_class, self.args, self.chat, self.left_out = processing_class, args, chat, {}
-        self.tokenizer = processing_class
+        self.tokenizer, self.numbered = processing_class, False
+        self.own_way:Callable|None = None # `(dataset, processing_class, args, name)` of a subclass, instead of `tokenize`
         if isinstance(processing_class, ProcessorMixin):
             self.tokenizer, self.unused_parameters = text_tokenizer(processing_class), True  # a batch of text leaves the vision tower out
 
@@ -102,23 +103,23 @@ class TextRows:
     def collate_with(self,
         collator:Callable|None=None, # Somebody's own; None means `self.collator()`
     )->Callable:
-        "What will make the batches."
-        return collator or self.collator()
+        "What will make the batches; of ours it is known that a row's number does no harm."
+        chosen = collator or self.collator()
+        self.numbered = self.args.ledger and type(chosen) is DataCollatorForPreference
+        return chosen
 
     def prepare(self,
         dataset, # As it was given; None stays None, and of a dict each is prepared
-        name:str='train', # For messages
-        *,
-        number:bool=False, # Write each row's number beside it
-        tokenize:Callable|None=None, # `(dataset, processing_class, args, name)`, instead of `self.tokenize`
+        name:str='train', # For messages; rows to train on are numbered
     ): # The same kind of dataset, tokenized
         "From a dataset to rows that the collator reads."
         if dataset is None: return None
-        if isinstance(dataset, dict): return {k: self.prepare(d, k, tokenize=tokenize) for k,d in dataset.items()}
+        if isinstance(dataset, dict): return {k: self.prepare(d, k) for k,d in dataset.items()}
         check_dataset(dataset, f'the {name} dataset')
         if isinstance(dataset, Dataset) and dataset.format['type']: dataset = dataset.with_format(None)  # lists are read here, not tensors
-        if number: dataset = number_rows(dataset)
-        return self.tokenize(dataset, name) if tokenize is None else tokenize(dataset, self.processing_class, self.args, name)
+        if self.numbered and name=='train': dataset = number_rows(dataset)
+        if self.own_way: return self.own_way(dataset, self.processing_class, self.args, name)
+        return self.tokenize(dataset, name)
 
     def tokenize(self,
         dataset:Dataset|IterableDataset, # In any of the four layouts, or tokenized
@@ -169,11 +170,8 @@ class ImageRows(TextRows):
         "What will make the batches; only ours is tried on the first rows."
         chosen = collator or self.collator()
         self.reader = chosen if isinstance(chosen, DataCollatorForVisionPreference) else None
+        self.numbered = self.args.ledger and type(chosen) is DataCollatorForVisionPreference
         return chosen
-
-    def prepare(self, dataset, name:str='train', *, number:bool=False, tokenize:Callable|None=None):
-        "Look at the first rows as training will read them; a subclass's way to tokenize is for text."
-        return super().prepare(dataset, name, number=number, tokenize=None)
 
     def tokenize(self, dataset, name:str='train'):
         "Nothing is tokenized yet; columns are named, and the first rows are read."

@@ -21,9 +21,7 @@ from torch import nn
 from transformers import PreTrainedModel, set_seed
 from transformers.utils import logging
 
-from ..data.collator import DataCollatorForPreference
 from ..data.rows import check_train_dataset, make_rows
-from ..data.vision import DataCollatorForVisionPreference
 from ..logps import TokenScores
 from ..losses.objective import Objective
 from ..losses.registry import needs_reference
@@ -197,6 +195,7 @@ class DPOTrainer(KeepsRuns, WatchesRuns, OldNames, PairTrainer):
         self.router_weight = router_coefficient(policy, args.router_aux_loss_coef)
         self.router = RouterLoss(policy) if self.router_weight else None
         rows = make_rows(processing_class, train_dataset, args)
+        if type(self)._prepare_dataset is not DPOTrainer._prepare_dataset: rows.own_way = self._prepare_dataset
         facts = run_facts(policy, reference, args)
         super().__init__(policy, reference, objective, rows, own_args(args, train_dataset, rows.unused_parameters),
                          train_dataset, eval_dataset, data_collator, processing_class=processing_class,
@@ -205,11 +204,6 @@ class DPOTrainer(KeepsRuns, WatchesRuns, OldNames, PairTrainer):
         self.begin_watching()
         self.model.add_model_tags(self._tag_names)
         if not shards_weights(self.args): self.rows.check(self.model, self.first_batch)
-
-    def prepare(self, dataset, name:str):
-        "A dataset, or each of a dict of them, tokenized; rows are numbered for the ledger."
-        ours = type(self.data_collator) in (DataCollatorForPreference, DataCollatorForVisionPreference)
-        return self.rows.prepare(dataset, name, number=ours and name=='train', tokenize=self._prepare_dataset)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         "Tokenize one dataset; a subclass may do it in a way of its own, as with TRL's."
