@@ -19,7 +19,9 @@ def _rank_by_rank(
     label_smoothing:float, # In [0, ½)
 )->Tensor: # `[B]`, lowest rank first
     if not 0 <= label_smoothing < .5:
-        raise ValueError(f"label_smoothing={label_smoothing} is not legal; it must be at least 0 and below 0.5, where nothing would be preferred")
+        raise ValueError(
+            f"label_smoothing={label_smoothing} is not legal; "
+            "it must be at least 0 and below 0.5, where nothing would be preferred")
     z = beta*(high.sort().values - low.sort().values)  # [B]
     return -(1-label_smoothing)*F.logsigmoid(z) - label_smoothing*F.logsigmoid(-z)
 
@@ -29,8 +31,10 @@ def aot_loss(
     beta:float=0.1, # Logit per nat, > 0
     label_smoothing:float=0., # Share of ranks taken to be the wrong way round, in [0, ½)
 )->Tensor: # Loss of each *rank*, `[B]`, lowest first
-    "The policy's margins should dominate the reference's, rank by rank. Melnyk et al. 2024, arXiv:2406.05882, paired."
-    return _rank_by_rank(p.chosen - p.rejected, p.ref_chosen - p.ref_rejected, beta, label_smoothing)
+    """The policy's margins should dominate the reference's, rank by rank.
+    Melnyk et al. 2024, arXiv:2406.05882, paired."""
+    return _rank_by_rank(p.chosen - p.rejected, p.ref_chosen - p.ref_rejected, beta,
+                         label_smoothing)
 
 # %% ../../nbs/losses/aot.ipynb #65b3a5fa
 def aot_unpaired_loss(
@@ -39,5 +43,6 @@ def aot_unpaired_loss(
     beta:float=0.1, # Logit per nat, > 0
     label_smoothing:float=0., # Share of ranks taken to be the wrong way round, in [0, ½)
 )->Tensor: # Loss of each *rank*, `[B]`, lowest first
-    "Chosen log-ratios should dominate rejected ones, rank by rank. Melnyk et al. 2024, arXiv:2406.05882, unpaired."
+    """Chosen log-ratios should dominate rejected ones, rank by rank.
+    Melnyk et al. 2024, arXiv:2406.05882, unpaired."""
     return _rank_by_rank(p.chosen_logratios, p.rejected_logratios, beta, label_smoothing)

@@ -19,6 +19,9 @@ def dpop_loss(
     dpop_lambda:float=50.0, # Nats of margin taken off per nat that the chosen answer lost, ≥ 0
 )->Tensor: # Loss of each pair, `[B]`, nats
     "−log σ(β·[delta − λ·max(0, −chosen log-ratio)]). Pal et al. 2024, arXiv:2402.13228, eq. 3."
-    if not dpop_lambda >= 0: raise ValueError(f"dpop_lambda={dpop_lambda} must be >= 0: a negative fine rewards the fall; 0 is the sigmoid loss")
+    if not dpop_lambda >= 0:
+        raise ValueError(
+            f"dpop_lambda={dpop_lambda} must be >= 0: a negative fine rewards the fall; "
+            "0 is the sigmoid loss")
     lost = F.relu(-p.chosen_logratios)  # [B], nats
     return -F.logsigmoid(beta*(p.delta_score - dpop_lambda*lost))

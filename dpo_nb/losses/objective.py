@@ -25,7 +25,8 @@ class _Memory:
     "A list of losses, `bound`, of which some remember."
     def state_dict(self)->list: # For each loss its state; None if it remembers nothing
         "What the losses remember, for a checkpoint."
-        return [f.func.state_dict() if hasattr(f.func, 'state_dict') else None for f,_ in self.bound]
+        return [f.func.state_dict() if hasattr(f.func, 'state_dict') else None
+                for f,_ in self.bound]
 
     def load_state_dict(self,
         state:list, # As from `state_dict`, of the same losses
@@ -39,7 +40,8 @@ _options = ('loss_type', 'loss_weights', 'f_divergence_type', 'f_alpha_divergenc
             'use_weighting', 'ld_alpha')
 
 def _check(settings, functions):
-    "Raise on a setting that cannot work, else return the losses with hyperparameters filled in."
+    """Raise on a setting that cannot work,
+    else return the losses with hyperparameters filled in."""
     hyper = {k: v for k,v in settings.items() if k not in _options}
     legal = {*hyperparameters, *(k for f in functions for k in inspect.signature(f).parameters)}
     if unknown := sorted(hyper.keys() - legal):
@@ -86,10 +88,12 @@ class BoundLosses(_Memory):
     def change(self,
         **settings, # New values, by the names of `__init__`; all but `loss_type`
     )->None:
-        "Go on with other settings; what losses remember stays, and on an error nothing changes."
+        """Go on with other settings; what losses remember stays,
+        and on an error nothing changes."""
         if 'loss_type' in settings:
             raise ValueError(f"loss_type={settings['loss_type']!r} cannot replace "
-                             f"{self.settings['loss_type']!r} in the middle; make a new objective")
+                             f"{self.settings['loss_type']!r} in the middle; "
+                             "make a new objective")
         self._settle(self.settings | settings)
 
 # %% ../../nbs/losses/objective.ipynb #1fbe659c
@@ -101,12 +105,14 @@ def compared(
     "The two numbers of a pair whose difference the loss is about."
     known = [(f, record_of(f)) for f,_ in bound]
     f, record = next((x for x in known if x[1] is None or x[1].rejected), known[0])
-    if record is None or record.compares is None: return beta*p.chosen_scores, beta*p.rejected_scores
+    if record is None or record.compares is None:
+        return beta*p.chosen_scores, beta*p.rejected_scores
     return record.compares(p, **dict(beta=beta) | getattr(f, 'keywords', {}))
 
 # %% ../../nbs/losses/objective.ipynb #7d4ef06e
 class Objective(BoundLosses):
-    "Turns a batch of pairs into one loss: divergence, losses, weights, margins and WPO, decided once."
+    """Turns a batch of pairs into one loss: divergence, losses, weights, margins and WPO,
+    decided once."""
     def logps(self,
         scores:TokenScores, # Every field `[2B,T-1]`, chosen half first
     )->Tensor: # `[2B]`, nats
@@ -144,6 +150,7 @@ class Objective(BoundLosses):
 def _with_wpo(scores, weight):
     "WPO's weight of each pair, `[B]`, times that of the dataset."
     if scores is None:
-        raise ValueError("use_weighting=True weighs pairs by the policy's scores; pass them as scores=")
+        raise ValueError("use_weighting=True weighs pairs by the policy's scores; "
+                         "pass them as scores=")
     wpo = wpo_weights(scores.logps, scores.log_p2, scores.mask)
     return wpo if weight is None else wpo*weight

@@ -40,23 +40,24 @@ from ..pairs import PairLogps
 @dataclass(frozen=True)
 class LossRecord:
     "All that is known of a loss; whatever the function itself can tell is asked of it."
-    function:Callable # `(PairLogps, *, beta, …) -> Tensor[B]`; or a class whose objects are that, and remember
+    function:Callable # `(PairLogps, *, beta, …) -> Tensor[B]`, or a class of those that remember
     formula:str # Loss of a pair, Markdown with LaTeX, in the symbols of the gallery
     use:str # When to choose it
     reference:bool=True # Reads the reference's log-probs
     rejected:bool=True # Reads the rejected answer; a loss that only imitates does not
-    divergence:bool=False # Goes with an f-divergence: built on the difference of scores, or reads none
-    margin:bool=False # A function of β·delta and constants, so that a margin can be taken from β·delta
+    divergence:bool=False # Goes with an f-divergence: reads the scores' difference, or none
+    margin:bool=False # A function of β·delta and constants: a margin can be taken off
     whole_batch:bool=False # Sorts the batch, after which no pair is left to weigh
     fades:bool=True # Its gradient goes to 0 with β
-    start:float|None=None # Value where policy and reference agree; None: it depends on settings or model
-    compares:Callable|None=None # `(p, *, beta, …)` to chosen and rejected, each `[B]`; None: β times the scores
+    start:float|None=None # Value where policy and reference agree; None: it depends
+    compares:Callable|None=None # `(p, *, beta, …)` to a number per answer; None: β times score
 
     @property
     def fields(self)->tuple[str, ...]:
         "Names of its hyperparameters, as the configuration calls them."
         f = self.function.__call__ if isinstance(self.function, type) else self.function
-        return tuple(k for k,v in inspect.signature(f).parameters.items() if v.kind is v.KEYWORD_ONLY)
+        return tuple(k for k,v in inspect.signature(f).parameters.items()
+                     if v.kind is v.KEYWORD_ONLY)
 
     @property
     def page(self)->str:
@@ -87,7 +88,9 @@ def _gains(p, beta, **_):
     return beta*(_gain(w)+w), beta*(_gain(l)+l)
 
 def _priced(p, beta, rdpo_alpha=.01, **_):
-    return beta*p.chosen_scores + rdpo_alpha*p.chosen_len, beta*p.rejected_scores + rdpo_alpha*p.rejected_len
+    w = beta*p.chosen_scores + rdpo_alpha*p.chosen_len
+    l = beta*p.rejected_scores + rdpo_alpha*p.rejected_len
+    return w, l
 
 def _fined(p, beta, dpop_lambda=50., **_):
     fine = dpop_lambda*(-p.chosen_logratios).relu()  # [B], nats
@@ -102,13 +105,15 @@ records = dict(
         use='the default: labels mostly right, answers written by a model like yours'),
     hinge=LossRecord(hinge_loss, r'$\max(0,1-z)$', divergence=True, margin=True, start=1.,
         use='stop pushing a pair for good once its margin is 1'),
-    ipo=LossRecord(ipo_loss, r'$\bigl(\frac{\Delta_w}{n_w}-\frac{\Delta_l}{n_l}-\frac1{2\beta}\bigr)^2$',
+    ipo=LossRecord(ipo_loss,
+                   r'$\bigl(\frac{\Delta_w}{n_w}-\frac{\Delta_l}{n_l}-\frac1{2\beta}\bigr)^2$',
         divergence=True, fades=False, compares=_score_means,
         use='preferences without exceptions, small data: a finite target'),
     exo_pair=LossRecord(exo_pair_loss, r'$\mathrm{KL}\bigl(\sigma(z)\,\|\,1-\varepsilon\bigr)$',
         divergence=True, margin=True,
         use='pairs that are badly wrong should be given up, not chased'),
-    nca_pair=LossRecord(nca_pair_loss, r'$\ell(r_w)+\frac12\ell(-r_w)+\frac12\ell(-r_l)$', start=2*ln2,
+    nca_pair=LossRecord(nca_pair_loss, r'$\ell(r_w)+\frac12\ell(-r_w)+\frac12\ell(-r_l)$',
+                        start=2*ln2,
         use='the chosen answers must not lose likelihood (reasoning data)'),
     robust=LossRecord(robust_loss,
         r'$\frac{(1-\varepsilon)\ell(z)-\varepsilon\,\ell(-z)}{1-2\varepsilon}$',
@@ -120,8 +125,10 @@ records = dict(
         r'$(\Delta_w-\frac1{2\beta})^2+(\Delta_l+\frac1{2\beta})^2$', fades=False,
         use='rounds of self-play with small β'),
     aot=LossRecord(aot_loss, r'$\ell$ of sorted margins', whole_batch=True, start=ln2,
-        use='large batches, preferences that hold for the distribution rather than for each pair'),
-    aot_unpaired=LossRecord(aot_unpaired_loss, r'$\ell$ of sorted rewards', whole_batch=True, start=ln2,
+        use='large batches, '
+            'preferences that hold for the distribution rather than for each pair'),
+    aot_unpaired=LossRecord(aot_unpaired_loss, r'$\ell$ of sorted rewards', whole_batch=True,
+                            start=ln2,
         use='the same for good and bad answers that are not paired'),
     apo_zero=LossRecord(apo_zero_loss, r'$1-\sigma(r_w)+\sigma(r_l)$', start=1.,
         use='chosen answers are better than what the model writes'),
@@ -130,7 +137,8 @@ records = dict(
     discopop=LossRecord(discopop_loss, r'$(1-g)\,\ell(z)+g\,e^{-z},\ g=\sigma(z/\tau)$',
         divergence=True, margin=True, start=(ln2+1)/2,
         use='an experiment: a loss found by search'),
-    sft=LossRecord(sft_loss, r'$-\log\pi_\theta(y_w)$ per token', rejected=False, divergence=True, fades=False,
+    sft=LossRecord(sft_loss, r'$-\log\pi_\theta(y_w)$ per token', rejected=False,
+                   divergence=True, fades=False,
         use='an anchor beside another loss'),
     sigmoid_norm=LossRecord(sigmoid_norm_loss,
         r'$\ell\bigl(\beta(\frac{\Delta_w}{n_w}-\frac{\Delta_l}{n_l})\bigr)$',
@@ -152,7 +160,8 @@ records = dict(
         use='raters prefer long answers and you do not'),
     cal_dpo=LossRecord(cal_dpo_loss, r'$\ell(\Delta_w-\Delta_l)$ + `sppo_hard`', fades=False,
         use='rewards should have an absolute scale'),
-    chi_po=LossRecord(chi_po_loss, r'$\ell\bigl(\beta(\Delta_w+e^{\Delta_w}-\Delta_l-e^{\Delta_l})\bigr)$',
+    chi_po=LossRecord(chi_po_loss,
+                      r'$\ell\bigl(\beta(\Delta_w+e^{\Delta_w}-\Delta_l-e^{\Delta_l})\bigr)$',
         start=ln2, compares=_gains,
         use='data that cover little of what the model may write'),
     orpo=LossRecord(orpo_loss, r'$-\frac{\log\pi(y_w)}{n_w}+\beta\,\ell(\mathrm{odds})$',
@@ -172,18 +181,20 @@ hyperparameters = tuple(dict.fromkeys(k for r in records.values() for k in r.fie
 
 # %% ../../nbs/losses/registry.ipynb #b8a240d2
 def get_loss(
-    loss_type:str|Callable, # A key of `losses`, or a function `(PairLogps, *, beta) -> Tensor[B]`
+    loss_type:str|Callable, # A name, or a function `(PairLogps, *, beta) -> Tensor[B]`
 )->Callable: # The loss function
     "Look a loss up by name; a function is its own loss."
     if callable(loss_type): return loss_type
     if loss_type not in losses:
-        raise ValueError(f"loss_type={loss_type!r} is unknown; choose one of {sorted(losses)} or pass a function")
+        raise ValueError(
+            f"loss_type={loss_type!r} is unknown; "
+            f"choose one of {sorted(losses)} or pass a function")
     f = losses[loss_type]
     return f() if isinstance(f, type) else f
 
 # %% ../../nbs/losses/registry.ipynb #6ef6d7ae
 def record_of(
-    loss:str|Callable, # A name, a function, a loss with a memory, or one of them with settings filled in
+    loss:str|Callable, # A name, or a loss, with or without settings filled in
 )->LossRecord|None: # None for a function that is not in `records`
     "What is known of a loss."
     if isinstance(loss, str): return records.get(loss)
@@ -199,12 +210,15 @@ def bind_losses(
     "Resolve names, fill hyperparameters in, pair each loss with its weight."
     types = _as_list(loss_type)
     weights = [1.]*len(types) if loss_weights is None else loss_weights
-    if not types: raise ValueError(f"loss_type is empty; choose from {sorted(losses)} or pass a function")
+    if not types:
+        raise ValueError(f"loss_type is empty; choose from {sorted(losses)} or pass a function")
     if isinstance(weights, dict):
-        raise TypeError(f"loss_weights={weights} is a dict; give a list of {len(types)} numbers, "
+        raise TypeError(f"loss_weights={weights} is a dict; "
+                        f"give a list of {len(types)} numbers, "
                         f"in the order of loss_type={types}")
     if len(weights) != len(types):
-        raise ValueError(f"loss_weights has {len(weights)} entries for {len(types)} losses {types}; "
+        raise ValueError(f"loss_weights has {len(weights)} entries for {len(types)} "
+                         f"losses {types}; "
                          "give one weight per loss")
     return [(_fill_in(get_loss(t), hyper), w) for t,w in zip(types, weights)]
 
@@ -214,11 +228,14 @@ def _as_list(loss_type):
 def _fill_in(f, hyper):
     "`f` with those of `hyper` that it has by name."
     params = inspect.signature(f).parameters
-    required = [k for k,v in params.items() if v.kind is v.KEYWORD_ONLY and v.default is v.empty]
+    required = [k for k,v in params.items() if v.kind is v.KEYWORD_ONLY
+                and v.default is v.empty]
     missing = [k for k in required if k not in hyper]
     if missing:
-        raise TypeError(f"a loss with signature {inspect.signature(f)} needs {missing}, and the settings are "
-                        f"{sorted(hyper)}; give it a default, or bind it with functools.partial")
+        raise TypeError(f"a loss with signature {inspect.signature(f)} needs {missing}, "
+                        "and the settings are "
+                        f"{sorted(hyper)}; give it a default, "
+                        "or bind it with functools.partial")
     return partial(f, **{k:v for k,v in hyper.items() if k in params})
 
 # %% ../../nbs/losses/registry.ipynb #ca5de703
@@ -246,8 +263,10 @@ def check_losses(
     names = [t for t in _as_list(loss_type) if isinstance(t, str)]
     pointwise = [t for t in names if t not in divergence_losses]
     if f_divergence_type!='reverse_kl' and pointwise:
-        raise ValueError(f"f_divergence_type={f_divergence_type!r} does not go with {pointwise}, "
-                         "which are not built on the difference of scores; choose 'reverse_kl', "
+        raise ValueError(f"f_divergence_type={f_divergence_type!r} does not go "
+                         f"with {pointwise}, "
+                         "which are not built on the difference of scores; "
+                         "choose 'reverse_kl', "
                          f"or losses among {sorted(divergence_losses)}")
     if use_weighting and whole_batch.intersection(names):
         raise ValueError(f"use_weighting=True does not go with {sorted(whole_batch)}: "
