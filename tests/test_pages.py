@@ -15,7 +15,7 @@ NBS, LIB = ROOT/'nbs', ROOT/'dpo_nb'
 PAGES = {p.relative_to(NBS).as_posix(): p for p in pages()}
 SKIP = set(settings()['tst_flags'].split())
 LOSS_HEADINGS = ['At a glance', 'The problem', 'The objective', 'Derivation', 'Naive code', 'The code', 'By hand', 'Gradient',
-                 'Limits and identities', 'See it', 'Watch it train', 'What goes wrong', 'Paper and TRL', 'Exercises']
+                 'Limits and identities', 'See it', 'Watch it train', 'What goes wrong', 'Paper and TRL', 'Exercises', 'Check yourself']
 DEVELOPMENT = {'nbdev', 'fastcore', 'execnb', 'pytest', 'trl', 'gguf', 'smalldocs', 'playwright', 'nbclient', 'nbformat', 'jupytext'}
 
 every_page = pytest.mark.parametrize('name', PAGES)

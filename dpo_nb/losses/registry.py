@@ -92,9 +92,9 @@ def _priced(p, beta, rdpo_alpha=.01, **_):
     l = beta*p.rejected_scores + rdpo_alpha*p.rejected_len
     return w, l
 
-def _fined(p, beta, dpop_lambda=50., **_):
-    fine = dpop_lambda*(-p.chosen_logratios).relu()  # [B], nats
-    return beta*(p.chosen_scores-fine), beta*p.rejected_scores
+def _penalised(p, beta, dpop_lambda=50., **_):
+    penalty = dpop_lambda*(-p.chosen_logratios).relu()  # [B], nats
+    return beta*(p.chosen_scores-penalty), beta*p.rejected_scores
 
 # %% ../../nbs/losses/registry.ipynb #a2048800
 ln2 = math.log(2)
@@ -153,7 +153,7 @@ records = dict(
         reference=False, compares=_scaled_logp_means,
         use='no memory for a reference; β from 2 to 10'),
     dpop=LossRecord(dpop_loss, r'$\ell\bigl(z-\beta\lambda\max(0,-\Delta_w)\bigr)$',
-        divergence=True, start=ln2, compares=_fined,
+        divergence=True, start=ln2, compares=_penalised,
         use='pairs that differ in a few tokens'),
     rdpo=LossRecord(rdpo_loss, r'$\ell\bigl(z+\alpha(n_w-n_l)\bigr)$',
         divergence=True, margin=True, compares=_priced,
