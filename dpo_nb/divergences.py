@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/divergences.ipynb #abaa7666
-_top = {torch.float64: 700., torch.float32: 80., torch.bfloat16: 80., torch.float16: 11.}  # largest exponent
+# the largest exponent of each type
+_top = {torch.float64: 700., torch.float32: 80., torch.bfloat16: 80., torch.float16: 11.}
 
 def power_score(
     logratio:Tensor, # log u, any shape, nats
     k:float, # −1: forward KL; 0: reverse KL; a − 1: α-divergence
 )->Tensor: # Shape and dtype of `logratio`
-    "(u^k − 1)/k, the derivative of the α-divergence, 0 at u = 1. Wang et al. 2023, arXiv:2309.16240, with k = −α."
+    """(u^k − 1)/k, the derivative of the α-divergence, 0 at u = 1.
+    Wang et al. 2023, arXiv:2309.16240, with k = −α."""
     if abs(k) < 1e-6: return logratio
     top = min(_top[logratio.dtype], math.log1p(.95*torch.finfo(logratio.dtype).max*abs(k)))
     wide = logratio.to(torch.promote_types(logratio.dtype, torch.float32))
@@ -31,7 +33,8 @@ def power_score(
 def js_score(
     logratio:Tensor, # log u, any shape, nats
 )->Tensor: # Shape and dtype of `logratio`; below log 2
-    "log(2u/(1+u)), the derivative of the Jensen–Shannon divergence, 0 at u = 1. Wang et al. 2023, arXiv:2309.16240."
+    """log(2u/(1+u)), the derivative of the Jensen–Shannon divergence, 0 at u = 1.
+    Wang et al. 2023, arXiv:2309.16240."""
     return math.log(2) + F.logsigmoid(logratio)
 
 # %% ../nbs/divergences.ipynb #581e81c3
@@ -39,14 +42,18 @@ divergences = 'reverse_kl', 'forward_kl', 'js_divergence', 'alpha_divergence'
 
 def score_function(
     f_divergence_type:str='reverse_kl', # One of `divergences`
-    f_alpha_divergence_coef:float=.5, # a of the α-divergence: 0 is forward KL, 1 reverse KL; the paper's α is 1 − a
+    f_alpha_divergence_coef:float=.5, # a, 1 minus the paper's α: 0 is forward KL, 1 reverse KL
 )->Callable|None: # Log-ratio → score, elementwise; None: the log-ratio is the score
     "The score of a divergence, for the field `score` of `PairLogps`."
     if f_divergence_type not in divergences:
-        raise ValueError(f"f_divergence_type={f_divergence_type!r} is unknown; choose one of {list(divergences)}")
+        raise ValueError(
+            f"f_divergence_type={f_divergence_type!r} is unknown; "
+            f"choose one of {list(divergences)}")
     if not math.isfinite(f_alpha_divergence_coef):
-        raise ValueError(f"f_alpha_divergence_coef={f_alpha_divergence_coef} is not legal; give a finite number, "
+        raise ValueError(f"f_alpha_divergence_coef={f_alpha_divergence_coef} is not legal; "
+                         "give a finite number, "
                          "between 0 (forward KL) and 1 (reverse KL)")
     if f_divergence_type=='reverse_kl': return None
     if f_divergence_type=='js_divergence': return js_score
-    return partial(power_score, k=-1. if f_divergence_type=='forward_kl' else f_alpha_divergence_coef-1)
+    return partial(power_score,
+                   k=-1. if f_divergence_type=='forward_kl' else f_alpha_divergence_coef-1)

@@ -16,8 +16,9 @@ def shift(
     logits:Tensor, # `[N,T,V]`: row t predicts token t+1
     input_ids:Tensor, # `[N,T]`
     completion_mask:Tensor, # `[N,T]`, 1 on completion tokens
-)->tuple[Tensor, Tensor, Tensor]: # logits `[N,T-1,V]`, the tokens they predict `[N,T-1]`, bool mask `[N,T-1]`
-    "Line up every logit row with the token it predicts; the first token has no prediction and drops out."
+)->tuple[Tensor, Tensor, Tensor]: # logits `[N,T-1,V]`; their tokens and bool mask `[N,T-1]`
+    """Line up every logit row with the token it predicts;
+    the first token has no prediction and drops out."""
     return logits[:, :-1], input_ids[:, 1:], completion_mask[:, 1:].bool()
 
 # %% ../nbs/logps.ipynb #a747a24c
@@ -40,7 +41,8 @@ def per_token_logps(
 # %% ../nbs/logps.ipynb #55b23d8f
 @dataclass(frozen=True)
 class TokenScores:
-    "What one forward pass says about the completion tokens; every tensor `[N,T-1]`, 0 outside the completions."
+    """What one forward pass says about the completion tokens; every tensor `[N,T-1]`,
+    0 outside the completions."""
     logps:Tensor # log-probability of the token that stands there, nats; carries the gradient
     mask:Tensor # bool, True on completion tokens
     entropy:Tensor|None=None # of the predicted distribution, nats
@@ -63,8 +65,9 @@ def token_stats(
     logits:Tensor, # `[M,V]`
     tokens:Tensor, # `[M]`
     log_p2:bool=False, # Also log Σ_v p_v²
-)->tuple[Tensor, ...]: # entropy in nats, mean logit, top-1 (bool), perhaps log Σ p² in nats, each `[M]`
-    "How sure the model was at each token, how high its logits stood, and whether the token was its first choice."
+)->tuple[Tensor, ...]: # entropy, mean logit, top-1 (bool), perhaps log Σ p²; each `[M]`
+    """How sure the model was at each token, how high its logits stood,
+    and whether the token was its first choice."""
     logp = logits.log_softmax(-1)                        # [M,V]
     stats = -(logp.exp()*logp).sum(-1), logits.mean(-1), logits.argmax(-1)==tokens
     return (*stats, (2*logp).logsumexp(-1)) if log_p2 else stats
@@ -100,6 +103,8 @@ def score_tokens(
     stats:bool=True, # Also entropy, mean logit and top-1, for the metrics (no gradient)
     log_p2:bool=False, # Also log Σ p², which WPO needs (no gradient)
 )->TokenScores: # Every field `[N,T-1]`
-    "Score the completion tokens, and only them: prompt and padding are never turned into probabilities."
+    """Score the completion tokens, and only them:
+    prompt and padding are never turned into probabilities."""
     logits, tokens, mask = shift(logits, input_ids, completion_mask)
-    return score_rows(logits[mask], tokens[mask], mask, stats, log_p2)   # [M,V], [M] with M completion tokens
+    picked = logits[mask], tokens[mask]   # [M,V], [M] with M completion tokens
+    return score_rows(*picked, mask, stats, log_p2)

@@ -14,21 +14,23 @@ from torch import Tensor
 
 # %% ../nbs/pairs.ipynb #2caf1516
 @dataclass(frozen=True)
-class PairLogps:
-    "Log-probabilities of a batch of pairs, summed over completion tokens; each field `[B]`."
+class _Stored:
     chosen:Tensor # policy, nats
     rejected:Tensor # policy, nats
     ref_chosen:Tensor # reference, nats
     ref_rejected:Tensor # reference, nats
     chosen_len:Tensor # tokens
     rejected_len:Tensor # tokens
-    score:Callable|None=None # f-divergence score of a log-ratio, elementwise; None: the log-ratio itself
-    chosen_full:Tensor|None=None # policy, nats, every token counted in full; None: `chosen` is that
+    score:Callable|None=None # f-divergence score of a log-ratio; None: the log-ratio itself
+    chosen_full:Tensor|None=None # policy, nats, every token in full; None: `chosen` is that
 
     def __post_init__(self):
-        shapes = {k: tuple(v.shape) for k,v in vars(self).items() if k!='score' and v is not None}
+        tensors = {k: v for k,v in vars(self).items() if k!='score' and v is not None}
+        shapes = {k: tuple(v.shape) for k,v in tensors.items()}
         if len(set(shapes.values()))>1:
-            raise ValueError(f"the fields of PairLogps must have one shape, `[B]`, but have {shapes}; flatten or select first")
+            raise ValueError(
+                f"the fields of PairLogps must have one shape, `[B]`, but have {shapes}; "
+                "flatten or select first")
 
     @classmethod
     def from_rows(cls,
@@ -37,10 +39,23 @@ class PairLogps:
         lengths:Tensor, # `[2B]`, tokens
         **more, # The fields that are usually empty
     )->'PairLogps': # Each field `[B]`
-        "Split a batch laid out as the collator lays it: chosen half first, rejected half second."
-        if len(logps)%2: raise ValueError(f"{len(logps)} rows cannot be halved; give B chosen rows and then B rejected rows")
+        """Split a batch laid out as the collator lays it: chosen half first,
+        rejected half second."""
+        if len(logps)%2:
+            raise ValueError(
+                f"{len(logps)} rows cannot be halved; "
+                "give B chosen rows and then B rejected rows")
         return cls(*logps.chunk(2), *ref_logps.chunk(2), *lengths.chunk(2), **more)
 
+    @property
+    def chosen_nll(self)->Tensor: # `[B]`, nats
+        "−log π_θ(y_w), every token counted in full."
+        return -(self.chosen if self.chosen_full is None else self.chosen_full)
+
+# %% ../nbs/pairs.ipynb #1fbf92ee
+@dataclass(frozen=True)
+class PairLogps(_Stored):
+    "Log-probabilities of a batch of pairs, summed over completion tokens; each field `[B]`."
     @property
     def chosen_logratios(self)->Tensor: # `[B]`, nats
         "log π_θ(y_w) − log π_ref(y_w)."
@@ -71,13 +86,9 @@ class PairLogps:
         "Chosen minus rejected score; equals `delta` unless `score` is set."
         return self.chosen_scores - self.rejected_scores
 
-    @property
-    def chosen_nll(self)->Tensor: # `[B]`, nats
-        "−log π_θ(y_w), every token counted in full."
-        return -(self.chosen if self.chosen_full is None else self.chosen_full)
-
     def rewards(self,
         beta:float, # > 0, reward units per nat
     )->tuple[Tensor, Tensor]: # chosen and rejected, each `[B]`
-        "Implicit rewards β·logratio. Rafailov et al. 2023, arXiv:2305.18290, §5, without the prompt-only term."
+        """Implicit rewards β·logratio.
+        Rafailov et al. 2023, arXiv:2305.18290, §5, without the prompt-only term."""
         return beta*self.chosen_logratios, beta*self.rejected_logratios

@@ -24,18 +24,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 def list_responses(
     n_letters:int, # Letters of the vocabulary; the stop token is number `n_letters`
     max_len:int, # Longest response T, tokens, stop token included
-)->tuple[Tensor,Tensor]: # Token ids `[R,T]`, padded with the stop token, and lengths `[R]`, tokens
-    "Every response there is: stopped ones from short to long, then those that are cut at `max_len` letters."
+)->tuple[Tensor,Tensor]: # Token ids `[R,T]`, padded with the stop token; lengths `[R]`, tokens
+    """Every response there is: stopped ones from short to long,
+    then those that are cut at `max_len` letters."""
     going, done = [()], []
     for _ in range(max_len):
         done += [s+(n_letters,) for s in going]
         going = [s+(v,) for s in going for v in range(n_letters)]
     seqs = done + going
-    return torch.tensor([s+(n_letters,)*(max_len-len(s)) for s in seqs]), torch.tensor([len(s) for s in seqs])
+    padded = [s+(n_letters,)*(max_len-len(s)) for s in seqs]
+    return torch.tensor(padded), torch.tensor([len(s) for s in seqs])
 
 # %% ../nbs/toy.ipynb #22c11634
 class TinyPolicy(nn.Module):
-    "Autoregressive policy over listed responses: one hidden layer on (prompt, position, last two tokens), shared by all."
+    """Autoregressive policy over listed responses: one hidden layer on (prompt, position,
+    last two tokens), shared by all."""
     def __init__(self,
         tokens:Tensor, # The responses it scores, `[R,T]`
         lengths:Tensor, # Their lengths, `[R]`, tokens
@@ -49,16 +52,21 @@ class TinyPolicy(nn.Module):
         (_, T), V, g = tokens.shape, n_vocab, torch.Generator().manual_seed(seed)
         draw = lambda *s: torch.randn(*s, generator=g, dtype=torch.float64)
         self.prompt, self.place = nn.Parameter(draw(n_prompts, dim)), nn.Parameter(draw(T, dim))
-        self.last, self.last2 = nn.Parameter(draw(V+1, dim)), nn.Parameter(draw(V+1, dim)) # row V: nothing there yet
-        self.head, self.bias = nn.Parameter(draw(dim, V)*scale/dim**.5), nn.Parameter(torch.zeros(V, dtype=torch.float64))
+        # of these two, row V says that nothing is there yet
+        self.last, self.last2 = (nn.Parameter(draw(V+1, dim)) for _ in range(2))
+        self.head = nn.Parameter(draw(dim, V)*scale/dim**.5)
+        self.bias = nn.Parameter(torch.zeros(V, dtype=torch.float64))
         before = F.pad(tokens, (2, 0), value=V) # [R,T+2]
-        where = torch.arange(T).expand_as(tokens), before[:,:-2], before[:,1:-1], tokens # four index tensors, each [R,T]
-        self.register_buffer('where', torch.stack(where), persistent=False)
-        self.register_buffer('mask', torch.arange(T) < lengths[:,None], persistent=False) # [R,T]
+        place = torch.arange(T).expand_as(tokens) # [R,T], as are the three others
+        where = torch.stack([place, before[:,:-2], before[:,1:-1], tokens])
+        mask = torch.arange(T) < lengths[:,None] # [R,T]
+        self.register_buffer('where', where, persistent=False)
+        self.register_buffer('mask', mask, persistent=False)
 
     def per_token_logps(self)->Tensor: # `[P,R,T]`, nats; 0 after the end
         "Log-prob of every token of every response to every prompt."
-        h = self.prompt[:,None,None,None] + self.place[:,None,None] + self.last2[:,None] + self.last # [P,T,V+1,V+1,dim]
+        h = self.prompt[:,None,None,None] + self.place[:,None,None]
+        h = h + self.last2[:,None] + self.last # [P,T,V+1,V+1,dim]
         logp = ((h/2).tanh()@self.head + self.bias).log_softmax(-1) # [P,T,V+1,V+1,V]
         return logp[(slice(None), *self.where)]*self.mask # [P,R,T]
 
@@ -68,38 +76,50 @@ class TinyPolicy(nn.Module):
 
 # %% ../nbs/toy.ipynb #dd784578
 class EnumWorld:
-    "A world whose every response can be listed, with a known reward and a known reference; all tables are `[P,R]`, float64."
+    """A world whose every response can be listed, with a known reward and a known reference;
+    all tables are `[P,R]`, float64."""
     def __init__(self,
         n_prompts:int=8, # Number of prompts P
         letters:str='abcde', # The vocabulary without the stop token
         max_len:int=5, # Longest response T, tokens, stop token included
-        ref_scale:float=1., # Spread of the reference's logits; 0 makes every next token equally likely
+        ref_scale:float=1., # Spread of the reference's logits; 0: every token equally likely
         seed:int=0, # Seed of the reference and of the reward
     ):
-        self.n_prompts, self.n_vocab, self.eos, self.seed = n_prompts, len(letters)+1, len(letters), seed
+        self.n_prompts, self.seed = n_prompts, seed
+        self.n_vocab, self.eos = len(letters)+1, len(letters)
         self.tokens, self.lengths = list_responses(len(letters), max_len) # [R,T], [R]
         self.mask = torch.arange(max_len) < self.lengths[:,None] # [R,T]
-        self.texts = [''.join((letters+'.')[v] for v in t[:n]) for t,n in zip(self.tokens.tolist(), self.lengths.tolist())]
-        self.ref = TinyPolicy(self.tokens, self.lengths, n_prompts, self.n_vocab, scale=ref_scale, seed=seed).requires_grad_(False)
+        self.texts = [''.join((letters+'.')[v] for v in t[:n])
+                      for t,n in zip(self.tokens.tolist(), self.lengths.tolist())]
+        self.ref = TinyPolicy(self.tokens, self.lengths, n_prompts, self.n_vocab,
+                              scale=ref_scale, seed=seed).requires_grad_(False)
         self.ref_logps = self.ref() # [P,R]
-        self.reward = self._reward(torch.Generator().manual_seed(seed+1)) # [P,R]
-
-    def _reward(self, g):
-        token = torch.randn(self.n_prompts, self.n_vocab, generator=g, dtype=torch.float64) # what each prompt likes
-        pair = torch.randn(self.n_vocab, self.n_vocab, generator=g, dtype=torch.float64)/2 # which neighbours go together
-        r = (token[:,self.tokens]*self.mask).sum(-1) - .2*self.lengths # [P,R]
-        r = r + (pair[self.tokens[:,:-1], self.tokens[:,1:]]*self.mask[:,1:]).sum(-1)
-        r = r - expected_reward(self.ref_logps, r)[:,None]
-        return r/expected_reward(self.ref_logps, r**2)[:,None].sqrt()
+        self.reward = _draw_reward(self, torch.Generator().manual_seed(seed+1)) # [P,R]
 
     def policy(self)->TinyPolicy: # Equal to the reference, trainable
         "A fresh copy of the reference to train."
         return deepcopy(self.ref).requires_grad_(True)
 
-    def index(self, text:str)->int: # Column of `text` in every table
+    def index(self,
+        text:str, # A response
+    )->int: # Column of `text` in every table
         "Where a response such as `'ab.'` stands."
-        if text not in self.texts: raise ValueError(f"{text!r} is no response of this world; they look like {', '.join(map(repr, self.texts[1:4]))}")
+        if text not in self.texts:
+            raise ValueError(
+                f"{text!r} is no response of this world; "
+                f"they look like {', '.join(map(repr, self.texts[1:4]))}")
         return self.texts.index(text)
+
+# %% ../nbs/toy.ipynb #8affc078
+def _draw_reward(world, g):
+    "A reward at random, of mean 0 and spread 1 under the reference; `[P,R]`."
+    P, V, draw = world.n_prompts, world.n_vocab, dict(generator=g, dtype=torch.float64)
+    token = torch.randn(P, V, **draw) # what each prompt likes
+    pair = torch.randn(V, V, **draw)/2 # which neighbours go together
+    r = (token[:,world.tokens]*world.mask).sum(-1) - .2*world.lengths # [P,R]
+    r = r + (pair[world.tokens[:,:-1], world.tokens[:,1:]]*world.mask[:,1:]).sum(-1)
+    r = r - expected_reward(world.ref_logps, r)[:,None]
+    return r/expected_reward(world.ref_logps, r**2)[:,None].sqrt()
 
 # %% ../nbs/toy.ipynb #06e17828
 def expected_reward(
@@ -115,8 +135,10 @@ def optimal_policy(
     reward:Tensor, # Reward of each response, `[…,R]`
     beta:float, # Price of one nat of KL in reward, > 0
 )->tuple[Tensor,Tensor]: # Log-probs of the optimum `[…,R]` and log Z `[…]`, nats
-    "The maximiser of E r − β·KL(π‖π_ref): π_ref·exp(r/β)/Z. Rafailov et al. 2023, arXiv:2305.18290, eq. 4."
-    if not beta > 0: raise ValueError(f'beta={beta} is not legal; it must be > 0 (reward per nat of KL)')
+    """The maximiser of E r − β·KL(π‖π_ref): π_ref·exp(r/β)/Z.
+    Rafailov et al. 2023, arXiv:2305.18290, eq. 4."""
+    if not beta > 0:
+        raise ValueError(f'beta={beta} is not legal; it must be > 0 (reward per nat of KL)')
     s = ref_logps + reward/beta
     log_z = s.logsumexp(-1)
     return s - log_z.unsqueeze(-1), log_z
@@ -133,11 +155,12 @@ def kl(
 def frontier(
     ref_logps:Tensor, # `[…,R]`, nats
     reward:Tensor, # `[…,R]`
-    betas, # Temperatures to visit, each > 0
-)->tuple[Tensor,Tensor]: # KL in nats and reward of the optimum, both `[len(betas)]`, averaged over prompts
+    betas:list[float], # Temperatures to visit, each > 0
+)->tuple[Tensor,Tensor]: # KL in nats and reward of the optimum, means over prompts, `[len(betas)]`
     "The best reward for each KL: the curve that no policy can lie above."
     ps = [optimal_policy(ref_logps, reward, b)[0] for b in betas]
-    return torch.stack([kl(p, ref_logps).mean() for p in ps]), torch.stack([expected_reward(p, reward).mean() for p in ps])
+    distances = torch.stack([kl(p, ref_logps).mean() for p in ps])
+    return distances, torch.stack([expected_reward(p, reward).mean() for p in ps])
 
 # %% ../nbs/toy.ipynb #f453349e
 class Pairs(NamedTuple):
@@ -154,11 +177,12 @@ def sample_pairs(
     n:int, # Number of pairs
     *,
     flip:float=0., # Share of labels to swap after the fact, in [0, 1]
-    scale:float=1., # Bradley–Terry sharpness: P(a beats b) = σ(scale·(r_a − r_b)); `math.inf` follows the reward exactly
+    scale:float=1., # P(a beats b) = σ(scale·(r_a − r_b)); `math.inf`: the higher reward wins
     seed:int=0, # Seed of all three draws
 )->Pairs: # `n` pairs of two different responses each
     "Draw two responses per prompt and let Bradley–Terry label them."
-    if not 0<=flip<=1: raise ValueError(f'flip={flip} is not legal; it is a share of labels, in [0, 1]')
+    if not 0<=flip<=1:
+        raise ValueError(f'flip={flip} is not legal; it is a share of labels, in [0, 1]')
     g, probs = torch.Generator().manual_seed(seed), logps.exp()
     x = torch.randint(len(logps), (n,), generator=g)
     ab = torch.multinomial(probs[x], 2, replacement=True, generator=g) # [N,2]
@@ -169,45 +193,60 @@ def sample_pairs(
     a_wins = torch.rand(n, generator=g, dtype=torch.float64) < p
     flipped = torch.rand(n, generator=g, dtype=torch.float64) < flip
     first = a_wins ^ flipped
-    return Pairs(x, torch.where(first, ab[:,0], ab[:,1]), torch.where(first, ab[:,1], ab[:,0]), flipped)
+    a, b = ab.T
+    return Pairs(x, torch.where(first, a, b), torch.where(first, b, a), flipped)
 
 # %% ../nbs/toy.ipynb #bd95a6e1
 def _kind(subjects, opens, facts, **aspects):
-    "Unpack the strings of one kind: lists, and for each aspect its pleased and its displeased words."
+    """Unpack the strings of one kind: lists,
+    and for each aspect its pleased and its displeased words."""
     cut = lambda s: re.split(r'\s*[|]\s*', s)
-    return dict(subjects=cut(subjects), opens=cut(opens), facts=cut(facts), aspects={a: tuple(s.split() for s in cut(v)) for a,v in aspects.items()})
+    return dict(subjects=cut(subjects), opens=cut(opens), facts=cut(facts),
+                aspects={a: tuple(s.split() for s in cut(v)) for a,v in aspects.items()})
 
 kinds = dict(
     food = _kind(
-        'noodle soup|lemon cake|fish curry|apple pie|bean stew|rice bowl|garlic bread|plum jam|tomato salad|onion soup|ginger tea'
+        'noodle soup|lemon cake|fish curry|apple pie|bean stew|rice bowl|garlic bread|plum '
+        'jam|tomato salad|onion soup|ginger tea'
         '|corn fritter|peach tart|lentil wrap|egg sandwich|carrot cake',
         'I ordered the {} on Monday.|I had the {} for lunch.|I tried the {} last week.',
-        'It came in a blue bowl.|It serves two people.|It was on the lunch menu.|It cost nine pounds.',
-        flavour='delicious rich | bland flat', texture='tender crisp | soggy chewy', smell='fresh sweet | sour stale',
+        'It came in a blue bowl.|It serves two people.|It was on the lunch menu.|It cost nine '
+        'pounds.',
+        flavour='delicious rich | bland flat', texture='tender crisp | soggy chewy',
+        smell='fresh sweet | sour stale',
         portion='generous hearty | stingy tiny', service='friendly quick | rude slow'),
     film = _kind(
-        'heist film|ghost story|spy film|road movie|love story|war film|pirate film|silent film|puppet show|school comedy|court drama'
+        'heist film|ghost story|spy film|road movie|love story|war film|pirate film|silent '
+        'film|puppet show|school comedy|court drama'
         '|space movie|chess film|family saga|train thriller|island drama',
         'I watched the {} last night.|I saw the {} with my sister.|I tried the {} last week.',
-        'It runs for two hours.|It is set in a small town.|It was filmed in winter.|The cast has six actors.',
-        plot='clever gripping | thin silly', acting='superb natural | wooden stiff', ending='touching satisfying | weak rushed',
+        'It runs for two hours.|It is set in a small town.|It was filmed in winter.|The cast '
+        'has six actors.',
+        plot='clever gripping | thin silly', acting='superb natural | wooden stiff',
+        ending='touching satisfying | weak rushed',
         music='beautiful stirring | noisy grating', pacing='smooth lively | uneven slow'),
     product = _kind(
-        'desk lamp|rain coat|travel mug|hand drill|alarm clock|bike bell|garden hose|kitchen scale|wool hat|phone case|camp stove'
+        'desk lamp|rain coat|travel mug|hand drill|alarm clock|bike bell|garden hose|kitchen '
+        'scale|wool hat|phone case|camp stove'
         '|toy train|paper fan|wall shelf|lunch box|folding chair',
         'I bought the {} in spring.|I have used the {} for a month.|I tried the {} last week.',
-        'It comes in three colours.|It weighs one pound.|It ships in a brown box.|It fits in a drawer.',
-        build='sturdy solid | flimsy shaky', design='elegant neat | clumsy ugly', finish='polished smooth | rough scratched',
+        'It comes in three colours.|It weighs one pound.|It ships in a brown box.|It fits in a '
+        'drawer.',
+        build='sturdy solid | flimsy shaky', design='elegant neat | clumsy ugly',
+        finish='polished smooth | rough scratched',
         packaging='tidy careful | messy torn', price='fair modest | steep unfair'))
 
+# %% ../nbs/toy.ipynb #e5c7068b
 _general = 'good great lovely'.split(), 'bad poor awful'.split()
 _verdicts = (['I loved {}.', 'I enjoyed {}.', 'I would recommend {}.', '{} was a joy.'],
             ['I hated {}.', 'I regret {}.', 'I would not recommend {}.', '{} was a mess.'])
-phrasings = ['Write a short review of the {}.', 'Review the {} in a few sentences.', 'What did you think of the {}?', 'Tell me about the {}.']
+phrasings = ['Write a short review of the {}.', 'Review the {} in a few sentences.',
+             'What did you think of the {}?', 'Tell me about the {}.']
 
 # %% ../nbs/toy.ipynb #89f2bd24
 def _lexicon():
-    sides = [set(_general[0])|set('loved enjoyed enjoy recommend joy'.split()), set(_general[1])|set('hated regret mess'.split())]
+    sides = [set(_general[0])|set('loved enjoyed enjoy recommend joy'.split()),
+             set(_general[1])|set('hated regret mess'.split())]
     for k in kinds.values():
         for words in k['aspects'].values():
             for side,ws in zip(sides, words): side.update(ws)
@@ -218,25 +257,32 @@ lexicon = _lexicon() # word → +1 or −1
 def review_reward(
     text:str, # Any text
 )->float: # In [-1, 1]; 0 when no word of the lexicon occurs
-    "Known sentiment of a text, (#positive − #negative)/(#positive + #negative); a `not` up to two words before flips a word."
+    """Known sentiment of a text, (#positive − #negative)/(#positive + #negative);
+    a `not` up to two words before flips a word."""
     words = re.findall(r"[a-z']+", text.lower())
-    s = [lexicon[w]*(-1 if 'not' in words[max(0,i-2):i] else 1) for i,w in enumerate(words) if w in lexicon]
+    s = [lexicon[w]*(-1 if 'not' in words[max(0,i-2):i] else 1)
+         for i,w in enumerate(words) if w in lexicon]
     return sum(s)/len(s) if s else 0.
 
 # %% ../nbs/toy.ipynb #eae69c81
 def _kind_of(subject):
     for n,k in kinds.items():
         if subject in k['subjects']: return k
-    raise ValueError(f'subject={subject!r} is unknown; choose one of {[s for k in kinds.values() for s in k["subjects"]]}')
+    raise ValueError(
+        f'subject={subject!r} is unknown; '
+        f'choose one of {[s for k in kinds.values() for s in k["subjects"]]}')
 
 def _clause(aspects, side, rng):
-    "One judgement such as `the plot was clever`; one in sixteen says it by negating the opposite."
+    """One judgement such as `the plot was clever`;
+    one in sixteen says it by negating the opposite."""
     a = rng.choice(list(aspects))
     if rng.random() < .06: return f'the {a} was not {rng.choice(_general[1-side][:2])}'
-    return f"the {a} was {'really ' if rng.random()<.2 else ''}{rng.choice(aspects[a][side] + _general[side])}"
+    really = 'really ' if rng.random()<.2 else ''
+    return f"the {a} was {really}{rng.choice(aspects[a][side] + _general[side])}"
 
 def _sentence(s): return s[0].upper() + s[1:]
 
+# %% ../nbs/toy.ipynb #16ffa7f0
 def write_review(
     subject:str, # A subject of the grammar, such as `'noodle soup'`
     rng:random.Random, # Source of chance
@@ -247,13 +293,20 @@ def write_review(
     side = lambda: int(rng.random() >= p)
     n, out = rng.choice([2, 3, 3, 4]), []
     u = rng.random() # a third of the reviews open with a fact, a third with a verdict
-    if u < .67: out.append(rng.choice(k['opens']).format(subject) if u < .33 else _sentence(rng.choice(_verdicts[side()]).format('the '+subject)))
+    if u < .67:
+        if u < .33: first = rng.choice(k['opens']).format(subject)
+        else: first = _sentence(rng.choice(_verdicts[side()]).format('the '+subject))
+        out.append(first)
     while len(out) < n:
         u, a, b = rng.random(), side(), side()
-        if len(out)==n-1 and u < .3: out.append(_sentence(rng.choice(_verdicts[a]).format('it')))
+        if len(out)==n-1 and u < .3:
+            out.append(_sentence(rng.choice(_verdicts[a]).format('it')))
         elif u < .3: out.append(_sentence(_clause(k['aspects'], a, rng)+'.'))
-        elif u < .85: out.append(_sentence(_clause(k['aspects'], a, rng) + (' and ' if a==b else ' but ') + _clause(k['aspects'], b, rng)+'.'))
-        elif len(out) < n-1: out.append(rng.choice(k['facts'])) # never last, so that every review judges something
+        elif u < .85:
+            out.append(_sentence(_clause(k['aspects'], a, rng) + (' and ' if a==b else ' but ')
+                                 + _clause(k['aspects'], b, rng)+'.'))
+        elif len(out) < n-1:
+            out.append(rng.choice(k['facts'])) # never last: every review judges something
     return ' '.join(out)
 
 # %% ../nbs/toy.ipynb #8fec852c
@@ -262,12 +315,16 @@ def _sentence_re(kind):
     "Every sentence the grammar can write about one kind of thing."
     k = kinds[kind]
     words = lambda ws: '|'.join(ws)
-    clause = '(?:' + '|'.join(f"the {a} was (?:not (?:{words(_general[0][:2]+_general[1][:2])})|(?:really )?(?:{words(v[0]+v[1]+_general[0]+_general[1])}))"
+    clause = '(?:' + '|'.join(f"the {a} was (?:not "
+                              f"(?:{words(_general[0][:2]+_general[1][:2])})|(?:really "
+                              f")?(?:{words(v[0]+v[1]+_general[0]+_general[1])}))"
                               for a,v in k['aspects'].items()) + ')'
     thing = f"(?:{words(k['subjects'])})"
     opens = [re.escape(o).replace(r'\{\}', thing) for o in k['opens']]
-    ends = [re.escape(v).replace(r'\{\}', f'(?:it|the {thing})') for v in _verdicts[0]+_verdicts[1]]
-    return re.compile(words(opens + ends + [re.escape(f) for f in k['facts']] + [clause + r'(?: (?:and|but) ' + clause + r')?\.']), re.IGNORECASE)
+    ends = [re.escape(v).replace(r'\{\}', f'(?:it|the {thing})')
+            for v in _verdicts[0]+_verdicts[1]]
+    return re.compile(words(opens + ends + [re.escape(f) for f in k['facts']]
+                            + [clause + r'(?: (?:and|but) ' + clause + r')?\.']), re.IGNORECASE)
 
 def follows_grammar(
     text:str, # Any text
@@ -275,16 +332,20 @@ def follows_grammar(
     "Whether a text is two to four sentences of the grammar, all about one kind of thing."
     sentences = re.findall(r'[^.]+\.', text.strip())
     whole = ''.join(sentences)==text.strip() and 2 <= len(sentences) <= 4
-    return whole and any(all(_sentence_re(k).fullmatch(s.strip()) for s in sentences) for k in kinds)
+    return whole and any(all(_sentence_re(k).fullmatch(s.strip()) for s in sentences)
+                         for k in kinds)
 
 # %% ../nbs/toy.ipynb #7996a40b
 def toy_prompts(
     split:str='train', # `'train'`, or `'test'`: subjects that no training pair is about
 )->list: # Conversational prompts, each a list of one user message
     "Prompts of tiny reviews: every phrasing for every subject of the split."
-    if split not in ('train', 'test'): raise ValueError(f"split={split!r} is unknown; choose 'train' or 'test'")
-    part = slice(-3, None) if split=='test' else slice(None, -3) # the last three subjects of each kind are held out
-    return [[dict(role='user', content=p.format(s))] for k in kinds.values() for s in k['subjects'][part] for p in phrasings]
+    if split not in ('train', 'test'):
+        raise ValueError(f"split={split!r} is unknown; choose 'train' or 'test'")
+    # the last three subjects of each kind are for the test
+    part = slice(-3, None) if split=='test' else slice(None, -3)
+    return [[dict(role='user', content=p.format(s))] for k in kinds.values()
+            for s in k['subjects'][part] for p in phrasings]
 
 # %% ../nbs/toy.ipynb #3169dd39
 def toy_path()->str: # Folder of the model and its tokenizer
@@ -314,15 +375,19 @@ def sample_reviews(
     batch_size:int=128, # Rows generated at once
 )->list[str]: # `len(prompts)*n` texts, the samples of one prompt side by side
     "Sample completions at temperature 1 from the whole distribution."
-    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True) for p in prompts for _ in range(n)]
-    how = GenerationConfig(do_sample=True, temperature=1., top_k=0, top_p=1., max_new_tokens=max_new_tokens,
-                           pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    texts = [tokenizer.apply_chat_template(p, tokenize=False, add_generation_prompt=True)
+             for p in prompts for _ in range(n)]
+    how = GenerationConfig(do_sample=True, temperature=1., top_k=0, top_p=1.,
+                           max_new_tokens=max_new_tokens,
+                           pad_token_id=tokenizer.pad_token_id,
+                           eos_token_id=tokenizer.eos_token_id)
     was_training, out = model.training, []
     model.eval()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for i in range(0, len(texts), batch_size):
-            b = tokenizer(texts[i:i+batch_size], return_tensors='pt', padding=True, padding_side='left', add_special_tokens=False,
+            b = tokenizer(texts[i:i+batch_size], return_tensors='pt', padding=True,
+                          padding_side='left', add_special_tokens=False,
                           return_token_type_ids=False).to(model.device)
             ids = model.generate(**b, generation_config=how)[:, b['input_ids'].shape[1]:]
             out += tokenizer.batch_decode(ids, skip_special_tokens=True)
@@ -333,13 +398,20 @@ def sample_reviews(
 def _rows(name, *parts):
     "Rows of a json-lines file of the package, or its gzip."
     path = files('dpo_nb').joinpath('assets', name, *parts)
-    if not path.is_file(): raise FileNotFoundError(f'{name}/{"/".join(parts)} is not in this installation of dpo_nb; reinstall the package, or rebuild its assets')
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'{name}/{"/".join(parts)} is not in this installation of dpo_nb; '
+            'reinstall the package, or rebuild its assets')
     raw = path.read_bytes()
-    return [json.loads(l) for l in (gzip.decompress(raw) if path.name.endswith('.gz') else raw).decode().splitlines() if l.strip()]
+    return [json.loads(l) for l in (gzip.decompress(raw)
+                                    if path.name.endswith('.gz') else raw).decode().splitlines()
+                                    if l.strip()]
 
 def load_toy_pairs()->DatasetDict: # `train` (noisy labels) and `test` (clean, other subjects)
-    "Preference pairs of tiny reviews: `prompt`, `chosen`, `rejected` as messages, the true rewards, and which labels are `flipped`."
-    return DatasetDict({s: Dataset.from_list(_rows('tiny_reviews', f'{s}.jsonl.gz')) for s in ('train', 'test')})
+    """Preference pairs of tiny reviews: `prompt`, `chosen`, `rejected` as messages,
+    the true rewards, and which labels are `flipped`."""
+    return DatasetDict({s: Dataset.from_list(_rows('tiny_reviews', f'{s}.jsonl.gz'))
+                        for s in ('train', 'test')})
 
 # %% ../nbs/toy.ipynb #633344d6
 def _explicit(row):
@@ -349,13 +421,18 @@ def _explicit(row):
     return {**row, 'prompt': c[:n], 'chosen': c[n:], 'rejected': r[n:]}
 
 def load_helpful_mini(
-    layout:str|None=None, # None: all rows with a `prompt`; otherwise only the rows written in this layout, raw
+    layout:str|None=None, # None: all rows with a `prompt`; else the rows in this layout, raw
 )->DatasetDict: # `train` and `test`
     "Hand-written conversational pairs for a real model."
     rows = {s: _rows('helpful_mini', f'{s}.jsonl') for s in ('train', 'test')}
     legal = sorted({r['layout'] for rs in rows.values() for r in rs})
-    if layout not in (None, *legal): raise ValueError(f'layout={layout!r} is unknown; choose one of {legal}, or None for all rows')
-    if layout is None: rows = {s: [r if r['prompt'] else _explicit(r) for r in rs] for s,rs in rows.items()}
+    if layout not in (None, *legal):
+        raise ValueError(f'layout={layout!r} is unknown; choose one of {legal}, '
+                         'or None for all rows')
+    if layout is None:
+        rows = {s: [r if r['prompt'] else _explicit(r) for r in rs] for s,rs in rows.items()}
     else: rows = {s: [r for r in rs if r['layout']==layout] for s,rs in rows.items()}
-    if layout=='implicit': rows = {s: [{k:v for k,v in r.items() if k!='prompt'} for r in rs] for s,rs in rows.items()}
+    if layout=='implicit':
+        rows = {s: [{k:v for k,v in r.items() if k!='prompt'} for r in rs]
+                for s,rs in rows.items()}
     return DatasetDict({s: Dataset.from_list(rs) for s,rs in rows.items()})

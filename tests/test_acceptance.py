@@ -192,7 +192,7 @@ UPSIDE_DOWN = dict(chosen=5., rejected=4., ref_chosen=0., ref_rejected=0., chose
 @pytest.mark.parametrize('loss', ['ipo', 'sigmoid_norm'])
 def test_08_the_logged_margin_has_the_sign_of_what_is_optimised(loss):
     from dpo_nb.losses.registry import bind_losses
-    from dpo_nb.train.metrics import objective
+    from dpo_nb.losses.objective import compared as objective
     p, bound = PairLogps(**{k: torch.tensor([v]) for k, v in UPSIDE_DOWN.items()}), bind_losses([loss], beta=.1)
     at_zero = bound[0][0](PairLogps(*(torch.tensor([v]) for v in (0., 0., 0., 0., 100., 10.))))
     w, l = objective(p, bound, .1)

@@ -1,5 +1,5 @@
 """Every loss against an independent closed form, against TRL 1.16.0 (recorded, live on made-up numbers, live in training), and against its own promises."""
-import importlib.metadata, inspect, json, math, shutil, sys
+import json, sys, zlib
 from pathlib import Path
 
 import pytest, torch
@@ -10,11 +10,9 @@ import dpo_nb
 from conftest import copy_checkout, run
 from dpo_nb.divergences import score_function
 from dpo_nb.logps import TokenScores
-from dpo_nb.losses.length import ld_sums
-from dpo_nb.losses.mixing import mix_losses, wpo_weights
+from dpo_nb.losses.objective import Objective
 from dpo_nb.losses.registry import bind_losses, divergence_losses, get_loss, losses, reference_free
 from dpo_nb.pairs import PairLogps
-from dpo_nb.model.forward import pair_logps
 from trl_cases import ALL, CASES, SEEDS, WITH_DIVERGENCE, batch
 
 live = pytest.mark.skipif(sys.version_info < (3, 11), reason='TRL 1.16.0 needs Python 3.11')
@@ -74,11 +72,12 @@ def test_closed_form_with_divergence(name, div, a, dtype, tol):
 def our_loss(logps, ref_logps, mask, log_p2, *, loss_type, loss_weights=None, beta=.1, label_smoothing=0., f_divergence_type='reverse_kl',
              f_alpha_divergence_coef=.5, ld_alpha=None, use_weighting=False, discopop_tau=.05):
     "(loss, ∂loss/∂logps, rewards): the trainer's own path from token log-probs on."
+    objective = Objective(loss_type, loss_weights, f_divergence_type=f_divergence_type, f_alpha_divergence_coef=f_alpha_divergence_coef, ld_alpha=ld_alpha,
+                          use_weighting=use_weighting, beta=beta, label_smoothing=label_smoothing, discopop_tau=discopop_tau)
     logps, mask = logps.detach().clone().requires_grad_(), mask[:, 1:].bool()
-    sums = lambda x: (x*mask).sum(-1) if ld_alpha is None else ld_sums(x*mask, mask, ld_alpha)
-    p = pair_logps(TokenScores(logps*mask, mask), sums(ref_logps), sums(logps), score=score_function(f_divergence_type, f_alpha_divergence_coef))
-    weights = wpo_weights(logps, log_p2, mask) if use_weighting else None
-    loss = mix_losses(p, bind_losses(loss_type, loss_weights, beta=beta, label_smoothing=label_smoothing, discopop_tau=discopop_tau), weights)
+    scores = TokenScores(logps*mask, mask, log_p2=log_p2)
+    p = objective.pairs(scores, objective.logps(TokenScores(ref_logps*mask, mask)))
+    loss, _ = objective(p, scores)
     rw, rl = p.rewards(beta)
     return loss.detach(), torch.autograd.grad(loss, logps)[0], {'rewards/chosen': rw.mean().item(), 'rewards/margins': (rw-rl).mean().item(), 'logps/chosen': p.chosen.mean().item()}
 
@@ -274,25 +273,39 @@ def test_divergences_never_give_nan(div, a, dtype):
 
 # A new loss
 
-def test_a_new_loss_is_a_page_and_a_line(tmp_path):
-    "As CONTRIBUTING says: a page that exports the function, an import and an entry in the registry; then config and trainer know it."
+def test_a_new_loss_is_a_page_and_a_record(tmp_path):
+    "As CONTRIBUTING says: a page that exports the function, and a record with its import. Registry, objective, config, trainer and gallery then know it."
     repo = copy_checkout(tmp_path/'repo')
-    cell = lambda kind, text: dict(cell_type=kind, id=f'c{abs(hash(text)) % 10**8:08d}', metadata={}, source=text) | (dict(execution_count=None, outputs=[]) if kind == 'code' else {})
-    page = json.loads((repo/'nbs/losses/sigmoid.ipynb').read_text(encoding='utf-8'))
-    page['cells'] = [cell('markdown', '# Cubic\n\n> A loss for this test.'), cell('code', '#| default_exp losses.cubic'), cell('code', '#| export\nfrom dpo_nb.pairs import PairLogps'),
-                     cell('code', "#| export\ndef cubic_loss(p, *, beta=0.1):\n    'A made-up loss.'\n    return (1-beta*p.delta).abs()**3")]
-    (repo/'nbs/losses/cubic.ipynb').write_text(json.dumps(page), encoding='utf-8')
-    registry = repo/'nbs/losses/registry.ipynb'
-    text = registry.read_text(encoding='utf-8')
-    line, entry = 'from dpo_nb.losses.sigmoid import sigmoid_loss\\n', 'sigmoid=sigmoid_loss,'
-    assert text.count(entry) == 1
-    text = text.replace(entry, f'{entry} cubic=cubic_loss,')
-    at = text.index('from dpo_nb.losses.sigmoid import sigmoid_loss')
-    registry.write_text(text[:at]+'from dpo_nb.losses.cubic import cubic_loss\\n",\n    "'+text[at:], encoding='utf-8')
+    add_cubic(repo/'nbs/losses')
     run('nbdev_export', cwd=repo)
     code = ("from dpo_nb import DPOConfig, DPOTrainer, load_toy_model, load_toy_pairs, load_toy_tokenizer\n"
+            "from dpo_nb.losses.objective import Objective\n"
+            "from dpo_nb.losses.registry import hyperparameters, losses, margin_losses, records, unread\n"
+            "assert records['cubic'].fields == ('beta', 'cubic_power') and records['cubic'].page == 'losses/cubic'\n"
+            "assert 'cubic_power' in hyperparameters and 'cubic' in margin_losses and unread('sigmoid', ['cubic_power']) == dict(cubic_power=['cubic'])\n"
+            "assert Objective('cubic', cubic_power=2.).bound[0][0].keywords == dict(beta=.1, cubic_power=2.)\n"
             "args = DPOConfig('out', loss_type='cubic', max_steps=2, logging_steps=1, per_device_train_batch_size=2, bf16=False, report_to='none', save_strategy='no')\n"
             "t = DPOTrainer(load_toy_model(), args=args, train_dataset=load_toy_pairs()['train'].select(range(8)), processing_class=load_toy_tokenizer()); t.train()\n"
             "print('first loss', t.state.log_history[0]['loss'])")
     done = run(sys.executable, '-c', code, cwd=repo)
     assert 'first loss 1.0' in done.stdout, done.stdout[-500:]
+    for page in ('losses/registry', 'losses/objective', 'explain/gallery'): run('nbdev_test', '--path', f'nbs/{page}.ipynb', cwd=repo)
+
+
+def add_cubic(folder):
+    "A page and a record, and nothing else: a loss |1 − βΔ|^k with a hyperparameter of its own."
+    def cell(kind, text):
+        more = dict(execution_count=None, outputs=[]) if kind == 'code' else {}
+        return dict(cell_type=kind, id=f'c{zlib.crc32(text.encode()):08x}'[:8], metadata={}, source=text) | more
+    page = json.loads((folder/'sigmoid.ipynb').read_text(encoding='utf-8'))
+    page['cells'] = [cell('markdown', '# Cubic\n\n> A loss for this test.'), cell('code', '#| default_exp losses.cubic'),
+                     cell('code', '#| export\nfrom dpo_nb.pairs import PairLogps'),
+                     cell('code', "#| export\ndef cubic_loss(p, *, beta=0.1, cubic_power=3.):\n    'A made-up loss.'\n    return (1-beta*p.delta).abs()**cubic_power")]
+    (folder/'cubic.ipynb').write_text(json.dumps(page), encoding='utf-8')
+    registry = json.loads((folder/'registry.ipynb').read_text(encoding='utf-8'))
+    for c in registry['cells']:
+        text = ''.join(c['source'])
+        if text.startswith('#| export\nimport'): c['source'] = text + '\nfrom dpo_nb.losses.cubic import cubic_loss'
+        if text.startswith('#| exports\nln2'):
+            c['source'] = text.removesuffix(')') + "    cubic=LossRecord(cubic_loss, '$|1-z|^k$', margin=True, divergence=False, start=1., use='a test'),\n)"
+    (folder/'registry.ipynb').write_text(json.dumps(registry), encoding='utf-8')

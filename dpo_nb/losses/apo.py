@@ -16,7 +16,8 @@ def apo_zero_loss(
     *,
     beta:float=0.1, # Logit per nat of log-ratio, > 0
 )->Tensor: # Loss of each pair, `[B]`, expected mistakes, 0 to 2
-    "1 − σ(r_w) + σ(r_l): chosen up, rejected down. D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7, plus 1."
+    """1 − σ(r_w) + σ(r_l): chosen up, rejected down.
+    D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7, plus 1."""
     chosen, rejected = p.rewards(beta)  # each [B]
     return (-chosen).sigmoid() + rejected.sigmoid()
 
@@ -26,6 +27,7 @@ def apo_down_loss(
     *,
     beta:float=0.1, # Logit per nat of log-ratio, > 0
 )->Tensor: # Loss of each pair, `[B]`, expected mistakes, 0 to 2
-    "σ(r_w) + 1 − σ(r_w − r_l): both down, rejected further. D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 8, plus 1."
+    """σ(r_w) + 1 − σ(r_w − r_l): both down, rejected further.
+    D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 8, plus 1."""
     chosen, rejected = p.rewards(beta)  # each [B]
     return chosen.sigmoid() + (rejected-chosen).sigmoid()

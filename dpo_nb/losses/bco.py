@@ -21,20 +21,24 @@ def bco_pair_loss(
     *,
     beta:float=0.1, # Logit per nat of log-ratio, > 0
 )->Tensor: # Loss of each pair, `[B]`, nats
-    "−log σ(r_w) − log σ(−r_l), both answers graded from level 0. Jung et al. 2024, arXiv:2404.04656, eq. 8 with δ = 0, as TRL 1.16.0."
+    """−log σ(r_w) − log σ(−r_l), both answers graded from level 0.
+    Jung et al. 2024, arXiv:2404.04656, eq. 8 with δ = 0, as TRL 1.16.0."""
     chosen, rejected = p.rewards(beta)  # each [B]
     return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
 
 # %% ../../nbs/losses/bco.ipynb #f9fe66f6
 @dataclass(eq=False)
 class RunningShift:
-    "−log σ(r_w − δ) − log σ(δ − r_l), δ the moving average of all rewards. Jung et al. 2024, arXiv:2404.04656, eq. 7 and 8."
-    momentum:float=0.9 # Share of the old δ kept at each update, in [0, 1]; our choice, the paper's value is unconfirmed
+    """−log σ(r_w − δ) − log σ(δ − r_l), δ the moving average of all rewards.
+    Jung et al. 2024, arXiv:2404.04656, eq. 7 and 8."""
+    momentum:float=0.9 # Share of the old δ kept at each update, in [0, 1]; our choice
     shift:Tensor|float|None=None # δ, logit; None: the mean of the first batch
 
     def __post_init__(self):
         if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum={self.momentum} is not legal; it is the share of the old shift that is kept, in [0, 1]")
+            raise ValueError(
+                f"momentum={self.momentum} is not legal; "
+                "it is the share of the old shift that is kept, in [0, 1]")
 
     def __call__(self,
         p:PairLogps, # Log-probs of the batch; each field `[B]`, nats
@@ -45,7 +49,8 @@ class RunningShift:
         chosen, rejected = p.rewards(beta)  # each [B]
         if torch.is_grad_enabled():
             now = _of_all((chosen+rejected).detach().mean()/2)
-            self.shift = now if self.shift is None else self.momentum*self.shift + (1-self.momentum)*now
+            m = self.momentum
+            self.shift = now if self.shift is None else m*self.shift + (1-m)*now
         shift = 0. if self.shift is None else self.shift
         return -F.logsigmoid(chosen-shift) - F.logsigmoid(shift-rejected)
 

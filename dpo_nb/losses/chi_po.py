@@ -13,7 +13,8 @@ from torch import Tensor
 from ..pairs import PairLogps
 
 # %% ../../nbs/losses/chi_po.ipynb #33fdf012
-_top = {torch.float64: 700., torch.float32: 80., torch.bfloat16: 80., torch.float16: 11.}  # largest exponent, nats
+# the largest exponent of each type, nats
+_top = {torch.float64: 700., torch.float32: 80., torch.bfloat16: 80., torch.float16: 11.}
 
 def _gain(
     logratio:Tensor, # log u, `[B]`, nats
@@ -25,10 +26,12 @@ def chi_po_loss(
     p:PairLogps, # Log-probs of the batch; each field `[B]`, nats
     *,
     beta:float=0.1, # Logit per unit of φ, > 0
-    chi_po_clip:float|None=None, # Largest margin that counts, logit, > 0; 2·R_max of the paper; None: no limit
+    chi_po_clip:float|None=None, # Largest margin that counts, logit, > 0; the paper's 2·R_max
 )->Tensor: # Loss of each pair, `[B]`, nats
-    "−log σ(β·φ(u_w) − β·φ(u_l)) with φ(u) = u + log u, clipped. Huang et al. 2024, arXiv:2407.13399."
-    if chi_po_clip is not None and not chi_po_clip > 0: raise ValueError(f"chi_po_clip={chi_po_clip} must be > 0, or None for no limit")
+    """−log σ(β·φ(u_w) − β·φ(u_l)) with φ(u) = u + log u, clipped.
+    Huang et al. 2024, arXiv:2407.13399."""
+    if chi_po_clip is not None and not chi_po_clip > 0:
+        raise ValueError(f"chi_po_clip={chi_po_clip} must be > 0, or None for no limit")
     z = beta*(_gain(p.chosen_logratios) - _gain(p.rejected_logratios) + p.delta)  # [B]
     if chi_po_clip is not None: z = z.clamp(-chi_po_clip, chi_po_clip)
     return -F.logsigmoid(z).to(p.chosen.dtype)

@@ -18,7 +18,10 @@ def discopop_loss(
     beta:float=0.1, # Logit per nat of log-ratio difference, > 0
     discopop_tau:float=0.05, # Width τ of the switch between the two halves, logit, > 0
 )->Tensor: # Loss of each pair, `[B]`
-    "Logistic loss on the wrong side, exponential on the right, blended by σ(z/τ). Lu et al. 2024, arXiv:2406.08414, eq. 5."
-    if discopop_tau <= 0: raise ValueError(f"discopop_tau={discopop_tau}; it must be greater than 0, and the paper uses 0.05")
+    """Logistic loss on the wrong side, exponential on the right, blended by σ(z/τ).
+    Lu et al. 2024, arXiv:2406.08414, eq. 5."""
+    if discopop_tau <= 0:
+        raise ValueError(
+            f"discopop_tau={discopop_tau}; it must be greater than 0, and the paper uses 0.05")
     z = beta*p.delta_score  # [B]
     return -(-z/discopop_tau).sigmoid()*F.logsigmoid(z) + (F.logsigmoid(z/discopop_tau)-z).exp()

@@ -22,6 +22,9 @@ def exo_pair_loss(
 )->Tensor: # Loss of each pair, `[B]`, nats
     "KL(Bern(σ(β·delta)) ‖ Bern(1−ε)). Ji et al. 2024, arXiv:2402.00856, eq. 16."
     if not 0 < label_smoothing < .5:
-        raise ValueError(f"label_smoothing={label_smoothing} with exo_pair; it must lie between 0 and 0.5, and the paper recommends 0.001")
+        raise ValueError(
+            f"label_smoothing={label_smoothing} with exo_pair; it must lie between 0 and 0.5, "
+            "and the paper recommends 0.001")
     log_q, log_not = F.logsigmoid(beta*p.delta_score), F.logsigmoid(-beta*p.delta_score)  # [B]
-    return log_q.exp()*(log_q-math.log1p(-label_smoothing)) + log_not.exp()*(log_not-math.log(label_smoothing))
+    return log_q.exp()*(log_q-math.log1p(-label_smoothing)) + log_not.exp()*(
+        log_not-math.log(label_smoothing))

@@ -16,5 +16,6 @@ def hinge_loss(
     *,
     beta:float=0.1, # Logit per nat, > 0; a pair is finished at 1/beta nats
 )->Tensor: # Loss of each pair, `[B]`, logit
-    "Missing part of a margin of one logit, max(0, 1 − βΔ). Liu et al. 2023, arXiv:2309.06657, with β for their γ."
+    """Missing part of a margin of one logit, max(0, 1 − βΔ).
+    Liu et al. 2023, arXiv:2309.06657, with β for their γ."""
     return (1 - beta*p.delta_score).relu()

@@ -16,6 +16,8 @@ def ipo_loss(
     *,
     beta:float=0.1, # τ of the paper, > 0; the target gap is 1/(2·beta) nats per token
 )->Tensor: # Loss of each pair, `[B]`, squared nats per token
-    "Squared distance of the per-token score gap from 1/(2·beta). Azar et al. 2023, arXiv:2310.12036, eq. 17."
-    chosen, rejected = p.chosen_scores/p.chosen_len.clamp(min=1), p.rejected_scores/p.rejected_len.clamp(min=1)  # [B]
+    """Squared distance of the per-token score gap from 1/(2·beta).
+    Azar et al. 2023, arXiv:2310.12036, eq. 17."""
+    chosen = p.chosen_scores/p.chosen_len.clamp(min=1)
+    rejected = p.rejected_scores/p.rejected_len.clamp(min=1)  # [B]
     return (chosen - rejected - 1/(2*beta))**2

@@ -14,15 +14,20 @@ from ..pairs import PairLogps
 
 # %% ../../nbs/losses/length.ipynb #b03d77f6
 def ld_sums(
-    logps:Tensor, # `[2B,T-1]`, nats; 0 outside the completions; B chosen rows, then B rejected rows
+    logps:Tensor, # `[2B,T-1]`, nats, 0 outside the completions; chosen half first
     mask:Tensor, # `[2B,T-1]`, bool, True on completion tokens
     ld_alpha:float, # Weight of the tokens beyond the shorter answer's length, in [0, 1]
 )->Tensor: # `[2B]`, nats
-    "Log-probs of the answers with the longer one's tail turned down. Liu et al. 2024, arXiv:2409.06411, eq. 10."
+    """Log-probs of the answers with the longer one's tail turned down.
+    Liu et al. 2024, arXiv:2409.06411, eq. 10."""
     if not 0 <= ld_alpha <= 1:
-        raise ValueError(f"ld_alpha={ld_alpha} is not legal; give a weight in [0, 1]: 1 counts the longer answer's tail in full, 0 drops it")
-    if len(mask)%2: raise ValueError(f"{len(mask)} rows cannot be paired; give B chosen rows and then B rejected rows")
-    shared = mask.sum(-1).view(2, -1).amin(0).repeat(2)   # [2B], tokens that both answers of the pair have
+        raise ValueError(
+            f"ld_alpha={ld_alpha} is not legal; give a weight in [0, 1]: "
+            "1 counts the longer answer's tail in full, 0 drops it")
+    if len(mask)%2:
+        raise ValueError(
+            f"{len(mask)} rows cannot be paired; give B chosen rows and then B rejected rows")
+    shared = mask.sum(-1).view(2, -1).amin(0).repeat(2)   # [2B], length of the shorter answer
     tail = mask.cumsum(-1) > shared[:,None]               # [2B,T-1]
     return torch.where(tail, ld_alpha*logps, logps).sum(-1)
 
@@ -33,5 +38,6 @@ def rdpo_loss(
     beta:float=0.1, # Logit per nat of log-ratio difference, > 0
     rdpo_alpha:float=0.01, # Price of a token, logit per token, ≥ 0
 )->Tensor: # Loss of each pair, `[B]`, nats
-    "−log σ(β·delta + α·(n_w − n_l)), DPO with a price per token. Park et al. 2024, arXiv:2403.19159."
+    """−log σ(β·delta + α·(n_w − n_l)), DPO with a price per token.
+    Park et al. 2024, arXiv:2403.19159."""
     return -F.logsigmoid(beta*p.delta_score + rdpo_alpha*(p.chosen_len - p.rejected_len))

@@ -15,12 +15,16 @@ from ..pairs import PairLogps
 # %% ../../nbs/losses/mixing.ipynb #9283611e
 def wpo_weights(
     logps:Tensor, # `[2B,T-1]`, policy, nats: B chosen rows, then B rejected ones
-    log_p2:Tensor, # `[2B,T-1]`, log Σ_v π(v)² at each of them, nats; from `score_tokens(…, log_p2=True)`
+    log_p2:Tensor, # `[2B,T-1]`, log Σ_v π(v)² there, nats; `score_tokens(…, log_p2=True)`
     mask:Tensor, # `[2B,T-1]`, 1 on completion tokens
 )->Tensor: # Weight of each pair, `[B]`, > 0, without gradient
-    "How typical of the policy both answers of a pair are. Zhou et al. 2024, arXiv:2406.11827, eqs. 1 and 2."
-    if log_p2 is None: raise ValueError("log_p2 is None; ask for it with score_tokens(..., log_p2=True)")
-    if len(logps)%2: raise ValueError(f"{len(logps)} rows cannot be halved; give B chosen rows and then B rejected rows")
+    """How typical of the policy both answers of a pair are.
+    Zhou et al. 2024, arXiv:2406.11827, eqs. 1 and 2."""
+    if log_p2 is None:
+        raise ValueError("log_p2 is None; ask for it with score_tokens(..., log_p2=True)")
+    if len(logps)%2:
+        raise ValueError(
+            f"{len(logps)} rows cannot be halved; give B chosen rows and then B rejected rows")
     means = ((logps-log_p2)*mask).sum(-1) / mask.sum(-1).clamp(min=1)  # [2B]
     chosen, rejected = means.detach().chunk(2)
     return (chosen+rejected).exp()
@@ -28,16 +32,19 @@ def wpo_weights(
 # %% ../../nbs/losses/mixing.ipynb #d4c10d49
 def mix_losses(
     p:PairLogps, # Each field `[B]`
-    bound:list[tuple[Callable, float]], # (loss with its hyperparameters filled in, weight), as from `bind_losses`
+    bound:list[tuple[Callable, float]], # (bound loss, weight), as from `bind_losses`
     weights:Tensor|None=None, # One per pair, `[B]`; None means 1
 )->Tensor: # Scalar
     "Weighted sum of the batch means of several losses, in which each pair has its own weight."
     per_pair = [f(p) for f,_ in bound]  # each [B]
     for v in per_pair:
         if v.shape != p.chosen.shape:
-            raise ValueError(f"a loss returned shape {tuple(v.shape)} for pairs of shape {tuple(p.chosen.shape)}; "
+            raise ValueError(f"a loss returned shape {tuple(v.shape)} for pairs of "
+                             f"shape {tuple(p.chosen.shape)}; "
                              "return one number per pair, without reduction")
     if weights is not None and weights.shape != p.chosen.shape:
-        raise ValueError(f"weights has shape {tuple(weights.shape)} for pairs of shape {tuple(p.chosen.shape)}; give one weight per pair")
+        raise ValueError(
+            f"weights has shape {tuple(weights.shape)} for pairs of "
+            f"shape {tuple(p.chosen.shape)}; give one weight per pair")
     if weights is not None: per_pair = [v*weights for v in per_pair]
     return sum(w*v.mean() for v,(_,w) in zip(per_pair, bound))

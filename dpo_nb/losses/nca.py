@@ -17,6 +17,7 @@ def nca_pair_loss(
     *,
     beta:float=0.1, # Logit per nat of log-ratio, > 0
 )->Tensor: # Loss of each pair, `[B]`, nats
-    "−log σ(r_w) − ½ log σ(−r_w) − ½ log σ(−r_l), picked against drawn answers. Chen et al. 2024, arXiv:2402.05369, for two answers and hard labels."
+    """−log σ(r_w) − ½ log σ(−r_w) − ½ log σ(−r_l), picked against drawn answers.
+    Chen et al. 2024, arXiv:2402.05369, for two answers and hard labels."""
     chosen, rejected = p.rewards(beta)  # each [B]
     return -F.logsigmoid(chosen) - (F.logsigmoid(-chosen) + F.logsigmoid(-rejected))/2

@@ -24,7 +24,8 @@ def orpo_loss(
     *,
     beta:float=0.1, # λ of the paper: weight of the odds-ratio term, > 0
 )->Tensor: # Loss of each pair, `[B]`, nats per token
-    "NLL per token of the chosen answer − λ·log σ(log odds ratio). Hong et al. 2024, arXiv:2403.07691, eqs. 3–7."
+    """NLL per token of the chosen answer − λ·log σ(log odds ratio).
+    Hong et al. 2024, arXiv:2403.07691, eqs. 3–7."""
     n_w, n_l = p.chosen_len.clamp(min=1), p.rejected_len.clamp(min=1)
     ratio = _log_odds(p.chosen/n_w) - _log_odds(p.rejected/n_l)  # [B]
     return p.chosen_nll/n_w - beta*F.logsigmoid(ratio)

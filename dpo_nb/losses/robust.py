@@ -14,9 +14,11 @@ from ..pairs import PairLogps
 # %% ../../nbs/losses/robust.ipynb #e3c7b33f
 def _flip_rate(label_smoothing, loss_type):
     if 0 <= label_smoothing < .5: return label_smoothing
-    message = f"label_smoothing={label_smoothing} is not legal for {loss_type!r}: it is a share of labels, at least 0 and below 0.5"
+    message = (f"label_smoothing={label_smoothing} is not legal for {loss_type!r}: "
+               "it is a share of labels, at least 0 and below 0.5")
     if loss_type=='robust' and label_smoothing < 0:
-        message += f"; for conservative DPO give loss_type='cdpo' and label_smoothing={label_smoothing/(2*label_smoothing-1):.4g}"
+        same = label_smoothing/(2*label_smoothing-1)
+        message += f"; for conservative DPO give loss_type='cdpo' and label_smoothing={same:.4g}"
     raise ValueError(message)
 
 def robust_loss(
@@ -25,7 +27,8 @@ def robust_loss(
     beta:float=0.1, # Logit per nat, > 0
     label_smoothing:float=0., # ε, share of labels that were flipped at random, in [0, 0.5)
 )->Tensor: # Loss of each pair, `[B]`, nats; unbounded below if ε > 0
-    "Estimates the sigmoid loss of the clean label from a flipped one. Chowdhury et al. 2024, arXiv:2403.00409."
+    """Estimates the sigmoid loss of the clean label from a flipped one.
+    Chowdhury et al. 2024, arXiv:2403.00409."""
     eps, z = _flip_rate(label_smoothing, 'robust'), beta*p.delta_score  # [B]
     return -F.logsigmoid(z) - eps/(1-2*eps)*z
 
@@ -36,6 +39,7 @@ def cdpo_loss(
     beta:float=0.1, # Logit per nat, > 0
     label_smoothing:float=0., # ε, how often to believe the opposite, in [0, 0.5)
 )->Tensor: # Loss of each pair, `[B]`, nats
-    "Conservative DPO, cross-entropy with the label 1 − ε. Mitchell 2023, A note on DPO with noisy preferences."
+    """Conservative DPO, cross-entropy with the label 1 − ε.
+    Mitchell 2023, A note on DPO with noisy preferences."""
     z = beta*p.delta_score  # [B]
     return -F.logsigmoid(z) + _flip_rate(label_smoothing, 'cdpo')*z

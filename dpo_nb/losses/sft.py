@@ -14,5 +14,6 @@ from ..pairs import PairLogps
 def sft_loss(
     p:PairLogps, # Log-probs of the batch; each field `[B]`, nats
 )->Tensor: # Each pair's share of the batch's loss, `[B]`; the mean is in nats per token
-    "Surprise at the chosen answers; the mean over pairs is the mean over the batch's chosen tokens. TRL 1.16.0's `sft`."
+    """Surprise at the chosen answers;
+    the mean over pairs is the mean over the batch's chosen tokens. TRL 1.16.0's `sft`."""
     return p.chosen_nll*len(p.chosen)/p.chosen_len.sum().clamp(min=1)

@@ -17,5 +17,6 @@ def sigmoid_loss(
     *,
     beta:float=0.1, # Logit per nat of log-ratio difference, > 0
 )->Tensor: # Loss of each pair, `[B]`, nats
-    "−log σ(β·delta), the negative log-likelihood of the preference. Rafailov et al. 2023, arXiv:2305.18290, eq. 7."
+    """−log σ(β·delta), the negative log-likelihood of the preference.
+    Rafailov et al. 2023, arXiv:2305.18290, eq. 7."""
     return -F.logsigmoid(beta*p.delta_score)

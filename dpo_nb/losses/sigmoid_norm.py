@@ -15,8 +15,10 @@ from ..pairs import PairLogps
 def sigmoid_norm_loss(
     p:PairLogps, # Log-probs of the batch; each field `[B]`, nats
     *,
-    beta:float=0.1, # Logit per (nat per token), > 0; about the sigmoid's beta times the usual length
+    beta:float=0.1, # Logit per (nat per token), > 0; the sigmoid's beta times a usual length
 )->Tensor: # Loss of each pair, `[B]`, nats
-    "−log σ(β·gap) with the gap of the scores per token. Lambert et al. 2024, arXiv:2411.15124, eq. 6."
-    chosen, rejected = p.chosen_scores/p.chosen_len.clamp(min=1), p.rejected_scores/p.rejected_len.clamp(min=1)  # [B]
+    """−log σ(β·gap) with the gap of the scores per token.
+    Lambert et al. 2024, arXiv:2411.15124, eq. 6."""
+    chosen = p.chosen_scores/p.chosen_len.clamp(min=1)
+    rejected = p.rejected_scores/p.rejected_len.clamp(min=1)  # [B]
     return -F.logsigmoid(beta*(chosen - rejected))

@@ -19,5 +19,6 @@ def simpo_loss(
     simpo_gamma:float=0.5, # Lead asked of the chosen answer, logit, ≥ 0
 )->Tensor: # Loss of each pair, `[B]`, nats
     "−log σ(β·gap of mean log-probs − γ). Meng et al. 2024, arXiv:2405.14734, eq. 6."
-    gap = p.chosen/p.chosen_len.clamp(min=1) - p.rejected/p.rejected_len.clamp(min=1)  # [B], nats per token
+    n_w, n_l = p.chosen_len.clamp(min=1), p.rejected_len.clamp(min=1)
+    gap = p.chosen/n_w - p.rejected/n_l  # [B], nats per token
     return -F.logsigmoid(beta*gap - simpo_gamma)

@@ -14,7 +14,9 @@ from ..pairs import PairLogps
 # %% ../../nbs/losses/sppo.ipynb #dd2d36cc
 def _place(beta):
     "Where the chosen answer's log-ratio should be, nats; the rejected one's is its negative."
-    if not beta > 0: raise ValueError(f"beta={beta} is not legal; it must be > 0, since the targets are ±1/(2·beta) nats")
+    if not beta > 0:
+        raise ValueError(
+            f"beta={beta} is not legal; it must be > 0, since the targets are ±1/(2·beta) nats")
     return 1/(2*beta)
 
 def sppo_hard_loss(
@@ -22,7 +24,8 @@ def sppo_hard_loss(
     *,
     beta:float=0.1, # 1/η of the paper, > 0; the targets are ±1/(2·beta) nats
 )->Tensor: # Loss of each pair, `[B]`, nats²
-    "(Δ_w − 1/2β)² + (Δ_l + 1/2β)². Wu et al. 2024, arXiv:2405.00675, eq. 4.12 with hard labels."
+    """(Δ_w − 1/2β)² + (Δ_l + 1/2β)².
+    Wu et al. 2024, arXiv:2405.00675, eq. 4.12 with hard labels."""
     place = _place(beta)
     return (p.chosen_logratios-place)**2 + (p.rejected_logratios+place)**2
 
