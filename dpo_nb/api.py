@@ -17,8 +17,8 @@ from .reference.reference import Reference
 from .toy import load_helpful_mini, load_toy_model, load_toy_pairs, load_toy_tokenizer
 from .train import trainer
 from .train.config import DPOConfig
-from .train.metrics import WeightsMoved
 from .train.pair_trainer import PairTrainer
+from .train.watching import watch_weights
 
 # %% ../nbs/api.ipynb #0839dc52
 _all_ = ['DPOConfig', 'DPOTrainer', 'DataCollatorForPreference', 'DataCollatorForVisionPreference', 'LiveView', 'Objective', 'PairTrainer', 'Reference',
@@ -27,5 +27,5 @@ _all_ = ['DPOConfig', 'DPOTrainer', 'DataCollatorForPreference', 'DataCollatorFo
 # %% ../nbs/api.ipynb #2e0d9425
 class DPOTrainer(trainer.DPOTrainer):
     "Trains a causal or vision-language model on preference pairs; arguments and logged metrics as TRL's `DPOTrainer`."
-    own_callbacks = (WeightsMoved, FirstLook, Pulse, attach_view)  # each makes a callback of a trainer
+    own_callbacks = (watch_weights, FirstLook, Pulse, attach_view)  # each makes a callback of a trainer
     doctor = doctor

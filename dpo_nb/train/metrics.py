@@ -134,8 +134,6 @@ class WeightsMoved(TrainerCallback):
         steps:int=10, # How many steps to watch
         sample:int=4096, # Weights of each tensor to look at
     )->None:
-        if hasattr(log, 'metric_log'): # a trainer, as long as it hands itself over
-            log, sharded = log.metric_log, log.is_fsdp_enabled or log.is_deepspeed_enabled
         self.log, self.sharded, self.steps = log, sharded, steps
         self.sample, self.before = sample, None
 

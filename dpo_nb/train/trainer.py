@@ -34,11 +34,10 @@ from .checkpoints import check_writable
 from .config import DPOConfig, loss_settings
 from .experts import RouterLoss, router_coefficient
 from .hints import check_overrides, explain_names
-from .metrics import WeightsMoved
 from .old_names import ApplySettings, OldNames
 from .pair_trainer import PairTrainer, Step, beside_the_model
 from .saving import KeepsRuns, run_facts
-from .watching import WatchesRuns
+from .watching import WatchesRuns, watch_weights
 
 # %% ../../nbs/train/trainer.ipynb #b0509104
 logger = logging.get_logger(__name__)
@@ -162,7 +161,7 @@ def share_prompts(
 class DPOTrainer(KeepsRuns, WatchesRuns, OldNames, PairTrainer):
     "Trains a causal or vision-language model on preference pairs; arguments and logged metrics as TRL's `DPOTrainer`."
     _tag_names = ['dpo_nb', 'dpo']
-    own_callbacks = (WeightsMoved,)  # functions of the trainer that make a callback, or None
+    own_callbacks = (watch_weights,)  # functions of the trainer that make a callback, or None
 
     @partial(explain_names, config=[f.name for f in fields(DPOConfig)])
     def __init__(self,
