@@ -200,29 +200,33 @@ def why_unfit(
         if measured is not None and measured.size and run.rows: return what
     return ''
 
-# %% ../../nbs/diagnose/doctor.ipynb #7a3da614
+# %% ../../nbs/diagnose/doctor.ipynb #ba28a168
 def forward_once(
     run, # A `Run`
 )->FirstPass:
     "The short pair, through the loss."
     with run.aside() as log:
-        loss = run.loss_of(run.to_batch(run.short)).item()
+        try: loss = run.loss_of(run.to_batch(run.short)).item()
+        except FloatingPointError: return FirstPass(math.nan, math.nan)  # the trainer stops at a loss that is no number
         seen = log.pop('train')
     return FirstPass(loss, max(abs(seen[f'rewards/{k}']) for k in ('chosen', 'rejected'))/run.args.beta)
 
 def backward_once(
     run, # A `Run`
-)->FirstGradient:
+)->FirstGradient|None: # None if the loss is no number
     "The short pair, forward and back; gradients that stood there are put back."
     own = [p for p in run.model.parameters() if p.requires_grad]
     had = [p.grad for p in own]
     for p in own: p.grad = None
-    with run.aside(), torch.enable_grad():
-        loss = run.loss_of(run.to_batch(run.short))
-        loss.backward()
-    grads = [torch.zeros(1) if p.grad is None else p.grad.float() for p in own]
-    for p,g in zip(own, had): p.grad = g
-    return FirstGradient(loss.item(), tuple(g.norm().item() for g in grads), sum(g.abs().sum().item() for g in grads))
+    try:
+        with run.aside(), torch.enable_grad():
+            loss = run.loss_of(run.to_batch(run.short))
+            loss.backward()
+        grads = [torch.zeros(1) if p.grad is None else p.grad.float() for p in own]
+        return FirstGradient(loss.item(), tuple(g.norm().item() for g in grads), sum(g.abs().sum().item() for g in grads))
+    except FloatingPointError: return None
+    finally:
+        for p,g in zip(own, had): p.grad = g
 
 def reference_gaps(
     run, # A `Run`
