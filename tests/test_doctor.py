@@ -306,3 +306,27 @@ def test_the_exit_code_says_what_was_found(flags, code, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     assert cli.doctor(['--max_steps', '20', '--use_cpu', '--bf16', 'False', *flags]) == code
     assert ('0 wrong' in capsys.readouterr().out) == (code == 0)
+
+
+def test_losses_start_where_the_doctor_says():
+    "Each loss of the table, computed where policy and reference are one model."
+    from dpo_nb.diagnose.questions_model import _at_start, loss_at_start
+    from dpo_nb.losses.registry import bind_losses, losses
+    from dpo_nb.pairs import PairLogps
+    p = PairLogps(*(torch.tensor(v) for v in ([-9., -20.], [-12., -7.], [-9., -20.], [-12., -7.], [5., 9.], [7., 4.])))
+    for name, wanted in _at_start.items():
+        args = dpo_nb.DPOConfig('x', loss_type=name, beta=.2, use_cpu=True, bf16=False, report_to='none')
+        (loss, _), = bind_losses(args.loss_type, beta=.2)
+        assert loss(p).mean().item() == pytest.approx(wanted, abs=1e-6), name
+        assert loss_at_start(args) == wanted
+    assert {'ipo', 'sft', 'exo_pair', 'simpo'}.isdisjoint(_at_start) and set(_at_start) <= {*losses, 'bco', 'cdpo'}
+
+
+def test_free_memory_is_read_in_kilobytes(monkeypatch):
+    from pathlib import Path
+    from dpo_nb.diagnose import questions_model as module
+    monkeypatch.setattr(Path, 'read_text', lambda self: 'MemTotal: 9 kB\nMemAvailable:   2048 kB')
+    assert module.free_ram() == 2*2**20 and module.free_memory('cpu', 5) == 2*2**20+5
+    def gone(self): raise OSError
+    monkeypatch.setattr(Path, 'read_text', gone)
+    assert module.free_ram() is None and module.free_memory('cpu', 5) is None or torch.cuda.is_available()
