@@ -330,3 +330,42 @@ def test_free_memory_is_read_in_kilobytes(monkeypatch):
     def gone(self): raise OSError
     monkeypatch.setattr(Path, 'read_text', gone)
     assert module.free_ram() is None and module.free_memory('cpu', 5) is None or torch.cuda.is_available()
+
+
+# --- pure measures, at their limits
+
+def test_planned_steps_count_what_is_accumulated():
+    from datasets import Dataset
+    from dpo_nb.diagnose.questions_model import planned_steps
+    data = Dataset.from_list([dict(a=1)]*50)
+    steps = lambda **kw: planned_steps(dpo_nb.DPOConfig('x', per_device_train_batch_size=4, use_cpu=True, bf16=False, report_to='none', **kw), data)
+    assert steps(num_train_epochs=1) == 13 and steps(num_train_epochs=1, gradient_accumulation_steps=4) == 4 and steps(num_train_epochs=2.5, gradient_accumulation_steps=4) == 10
+    assert steps(num_train_epochs=1, max_steps=0) == 13 and steps(num_train_epochs=1, max_steps=1) == 1
+
+
+def test_limits_of_the_tables():
+    "The largest size that is well, and the next one."
+    from dpo_nb.diagnose.doctor import questions
+    limits = {(q.name, q.measure.__name__): (q.limit, q.verdict) for q in questions}
+    assert {k[0]: v for k, v in limits.items() if math.isfinite(v[0]) and v[0] not in (0, 1)} == {
+        'step 0': (1e-3, 'fail'), 'weights that a step can move': (.5, 'fail'), 'reach of the run': (200, 'warn'), 'token boundary moved': (.05, 'warn'), 'repeated pairs': (.05, 'warn'),
+        'length alone tells the label': (.9, 'warn'), 'the first token tells the label': (.7, 'warn'), 'the reference alone tells the label': (.47, 'warn'), 'memory': (.9, 'warn')}
+    assert limits['reach of the run', 'weights_reach'] == (1e4, 'warn')
+    assert {k[0] for k, v in limits.items() if v[1] == 'fail'} == {'token ids', 'positions', 'causal', 'step 0', 'weights that a step can move', 'beta', 'gradient', 'layout'}
+
+
+def test_an_end_is_one_of_the_last_two_tokens():
+    from dpo_nb.diagnose.questions_data import row_counts
+    row = lambda *ids: dict(prompt_ids=[1], chosen_ids=list(ids), rejected_ids=[9, 2])
+    assert [row_counts([row(*ids)], None, 2)['chosen_ends'] for ids in ((5, 6, 2), (5, 2, 6), (2, 5, 6))] == [1, 1, 0]
+
+
+@pytest.mark.parametrize('one, both, left, size', [(0, 0, 0, 0.), (10, 0, 0, 2.), (5, 5, 0, 1.), (0, 20, 0, 2.), (0, 0, 4, 4/104/.02)])
+def test_what_is_cut_in_units_of_its_limit(one, both, left, size):
+    "A tenth of the pairs, a twentieth on one side, a fiftieth left out."
+    from types import SimpleNamespace
+    from dpo_nb.diagnose.questions_data import cut_pairs
+    pair = lambda w, l: dict(prompt_ids=[1]*4, chosen_ids=[2]*w, rejected_ids=[3]*l)
+    rows = [pair(9, 2)]*one + [pair(9, 9)]*both + [pair(2, 2)]*(100-one-both)
+    args = SimpleNamespace(max_length=10, truncation_mode='keep_start', overlong='truncate')
+    assert cut_pairs(rows, args, left).size == pytest.approx(size)
