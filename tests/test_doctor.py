@@ -148,3 +148,224 @@ def test_a_second_train_is_not_told_that_its_policy_has_moved(trainer, monkeypat
     t.train()
     t.train()
     assert said == []
+
+
+# --- each question: what it warns of, and the value next to it of which it does not
+
+def verdict(t, name, **kw):
+    found = doctor(t, only=[name], **kw)
+    return found[0].verdict if found else None
+
+
+@pytest.mark.parametrize('lr, says', [(1e-6, {'learning rate', 'reach of the run'}), (6e-5, {'learning rate', 'reach of the run'}), (1e-4, set()), (4e-3, {'learning rate'})])
+def test_an_adapter_at_the_learning_rate_of_all_weights(lr, says, trainer):
+    "TRL's default of 1e-6 is meant for all weights; an adapter ends where it began. Width 128: 6.4e-5 to 3.2e-3 is usual."
+    assert {f.name for f in trainer(peft_config=LORA, learning_rate=lr).doctor() if f.verdict == 'warn'} == says
+    assert verdict(trainer(learning_rate=1e-6), 'learning rate') == 'ok'   # of all weights it is the default
+
+
+def test_what_the_reach_promises_is_what_a_run_does(trainer, rows):
+    "The bound holds, and below a two-hundredth of the loss the log shows nothing."
+    moved = {}
+    for lr in (1e-6, 1e-3):
+        t = trainer(data=rows.select(range(4)), peft_config=LORA, learning_rate=lr, lr_scheduler_type='constant', logging_steps=1, max_steps=10)
+        run = look_at(t)
+        bound = run.steps*lr*run.first_gradient.total
+        t.train()
+        losses = [h['loss'] for h in t.state.log_history if 'loss' in h]
+        moved[lr] = losses[0]-losses[-1]
+        assert moved[lr] < 1.5*bound    # the bound is the shortest pair's
+    assert abs(moved[1e-6]) < 1e-3 < moved[1e-3]
+
+
+def test_only_asks_what_is_named(trainer):
+    t = trainer()
+    assert [f.name for f in t.doctor(only=['beta', 'memory'])] == ['beta', 'memory']
+    with pytest.raises(ValueError, match="no question \\['bta'\\]; it has .*beta"): t.doctor(only=['bta'])
+
+
+def test_texts_among_messages_are_told(trainer):
+    "A column of JSON may hold both; all rows are read as the first one is."
+    from datasets import Dataset, Features, Json, List, Value
+    t = trainer()
+    plain = [dict(prompt='Hi.', chosen=' Yes.', rejected=' No.')]*3
+    chats = [{k: r[k] for k in ('prompt', 'chosen', 'rejected')} for r in load_toy_pairs()['train'].select(range(4))]
+    ids = dict(prompt_ids=[5, 6], chosen_ids=[7, 2], rejected_ids=[8, 2])
+    kinds = Features({k: Json() for k in plain[0]} | {k: List(Value('int64')) for k in ids})
+    t.train_dataset = Dataset.from_list([r | ids for r in chats+plain], features=kinds)
+    found, = doctor(t, only=['layout'])
+    assert found.verdict == 'fail' and found.value == 'conversational in 4 rows and plain text in 3 rows, all read as row 0 is' and 'lists of messages' in found.advice
+
+
+def test_an_optimizer_made_before_the_adapter(trainer):
+    t = trainer(peft_config=LORA)
+    own = [p for p in t.model.parameters() if p.requires_grad]
+    given = lambda ps: (setattr(t, 'optimizer', torch.optim.AdamW(ps)), doctor(t, only=['optimizer'])[0])[1]
+    assert verdict(t, 'optimizer') is None
+    assert given(own).verdict == 'ok' and given(own[1:]).verdict == 'warn' and given(own[1:]).value == f'{len(own)-1} of {len(own)} trainable tensors'
+    assert given([p for p in t.model.parameters() if not p.requires_grad]).verdict == 'fail'
+
+
+def test_a_stream_whose_tokenizer_is_larger_than_the_model(trainer, rows):
+    t = trainer(data=rows.to_iterable_dataset())
+    assert verdict(t, 'token ids') == 'ok'
+    t._tokenizer.add_tokens(['<new>'])
+    assert verdict(t, 'token ids') == 'fail'
+
+
+def test_rows_that_cannot_pass_are_not_passed(trainer):
+    "Ids beyond the embedding: an answer, not an IndexError; and everything that needs no pass is still asked."
+    t = trainer()
+    t.train_dataset = t.train_dataset.map(lambda r: dict(rejected_ids=[*r['rejected_ids'], 885]))
+    found = {f.name: f for f in t.doctor()}
+    assert found['token ids'].verdict == 'fail' and found['step 0'].value == 'not asked: a token id is beyond the embedding'
+    assert 'gradient' not in found and 'causal' not in found and 'the reference alone tells the label' not in found and found['beta'].verdict == 'ok'
+
+
+def test_a_checkpoint_as_its_own_reference(trainer, tmp_path):
+    t = trainer(max_steps=2, save_strategy='steps', save_steps=2)
+    t.train()
+    again = trainer(str(tmp_path/'checkpoint-2'))
+    found, = doctor(again, only=['reference'])
+    assert found.verdict == 'warn' and found.advice.startswith(f'{tmp_path}/checkpoint-2 is a checkpoint')
+    assert verdict(trainer(str(tmp_path/'checkpoint-2'), ref_model=load_toy_model()), 'reference') == 'ok'
+
+
+def test_losses_that_need_no_step_zero(trainer):
+    assert 'no loss uses a reference' in doctor(trainer(loss_type='simpo', beta=2.), only=['step 0'])[0].value
+    assert doctor(trainer(loss_type='simpo', beta=2.), only=['reference', 'the reference alone tells the label'])[0].value.startswith('none')
+    assert len(doctor(trainer(loss_type='simpo', beta=2.), only=['the reference alone tells the label'])) == 0
+
+
+def test_a_loss_that_is_no_number(trainer):
+    t = trainer()
+    with torch.no_grad(): next(t.model.parameters()).mul_(math.nan)
+    found, = doctor(t, only=['step 0'], ref_differs=True)
+    assert found.verdict == 'fail' and 'not finite' in found.advice
+
+
+def test_nobody_knows_the_label_from_the_reference_of_a_few_pairs(trainer, rows):
+    backwards = rows.map(lambda r: dict(rejected=[dict(role='assistant', content=' '.join(r['rejected'][0]['content'].split()[::-1]))]))
+    assert [verdict(trainer(data=backwards.select(range(n))), 'the reference alone tells the label') for n in (29, 30)] == ['ok', 'warn']
+
+
+def test_what_was_left_out_is_told(trainer):
+    t = trainer()
+    t.left_out = dict(train=5)
+    found, = doctor(t, only=['cut by max_length'])
+    assert found.verdict == 'warn' and '5 more were left out, because their prompt alone fills it' in found.value
+    t.args.overlong = 'drop'
+    assert verdict(t, 'cut by max_length') == 'ok'
+
+
+def test_memory_that_is_not_there(trainer, monkeypatch):
+    from dpo_nb.diagnose import questions_model as module
+    t = trainer()
+    need = module.memory_need(t.model, t.ref_model)
+    peak = look_at(t).peak
+    for free, is_well in ((int(peak/.89), 'ok'), (int(peak/.91), 'warn'), (None, 'ok')):
+        monkeypatch.setattr(module, 'free_memory', lambda kind, held: free)
+        assert verdict(t, 'memory') == is_well
+    assert peak > need
+
+
+def test_bf16_where_it_is_emulated(trainer, monkeypatch):
+    from dpo_nb.diagnose import questions_model as module
+    monkeypatch.setattr(module, 'native_bf16', lambda cpu: (False, 'no bf16 here'))
+    assert verdict(trainer(), 'device') == 'ok' and verdict(trainer(bf16=True), 'device') == 'warn'
+
+
+def test_held_out_sets_of_a_dict_are_not_mixed_up(trainer, rows):
+    assert 'held-out pairs seen in training' not in {f.name for f in trainer(eval_dataset=dict(a=rows, b=rows)).doctor()}
+
+
+def test_the_doctor_leaves_random_numbers_and_cache_alone(trainer):
+    t = trainer(num_train_epochs=2)
+    cache = t.ref_cache
+    kept = len(getattr(cache, 'rows', ()) or ())
+    t.doctor()
+    assert t.ref_cache is cache and len(getattr(cache, 'rows', ()) or ()) == kept
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_only_rank_0_logs(first, trainer, monkeypatch):
+    from types import SimpleNamespace
+    from dpo_nb.diagnose import doctor as module, pulse
+    said = []
+    for m in (module, pulse): monkeypatch.setattr(m._logger, 'warning', said.append)
+    t = trainer(load_toy_model().bfloat16(), learning_rate=1e-6)
+    state = SimpleNamespace(global_step=0, is_world_process_zero=first, log_history=log([.6931]*4, learning_rate=0.), max_steps=100)
+    module.FirstLook(t).on_train_begin(t.args, state, None)
+    pulse.Pulse(t).on_log(t.args, state, None, dict(loss=.6931))
+    assert len(said) == (2 if first else 0)
+
+
+@pytest.mark.parametrize('flags, code', [([], 0), (['--beta', '1e-6'], 1), (['--bta', '1'], 2)])
+def test_the_exit_code_says_what_was_found(flags, code, tmp_path, monkeypatch, capsys):
+    from dpo_nb.run import cli
+    monkeypatch.chdir(tmp_path)
+    assert cli.doctor(['--max_steps', '20', '--use_cpu', '--bf16', 'False', *flags]) == code
+    assert ('0 wrong' in capsys.readouterr().out) == (code == 0)
+
+
+def test_losses_start_where_the_doctor_says():
+    "Each loss of the table, computed where policy and reference are one model."
+    from dpo_nb.diagnose.questions_model import _at_start, loss_at_start
+    from dpo_nb.losses.registry import bind_losses, losses
+    from dpo_nb.pairs import PairLogps
+    p = PairLogps(*(torch.tensor(v) for v in ([-9., -20.], [-12., -7.], [-9., -20.], [-12., -7.], [5., 9.], [7., 4.])))
+    for name, wanted in _at_start.items():
+        args = dpo_nb.DPOConfig('x', loss_type=name, beta=.2, use_cpu=True, bf16=False, report_to='none')
+        (loss, _), = bind_losses(args.loss_type, beta=.2)
+        assert loss(p).mean().item() == pytest.approx(wanted, abs=1e-6), name
+        assert loss_at_start(args) == wanted
+    assert {'ipo', 'sft', 'exo_pair', 'simpo'}.isdisjoint(_at_start) and set(_at_start) <= {*losses, 'bco', 'cdpo'}
+
+
+def test_free_memory_is_read_in_kilobytes(monkeypatch):
+    from pathlib import Path
+    from dpo_nb.diagnose import questions_model as module
+    monkeypatch.setattr(Path, 'read_text', lambda self: 'MemTotal: 9 kB\nMemAvailable:   2048 kB')
+    assert module.free_ram() == 2*2**20 and module.free_memory('cpu', 5) == 2*2**20+5
+    def gone(self): raise OSError
+    monkeypatch.setattr(Path, 'read_text', gone)
+    assert module.free_ram() is None and module.free_memory('cpu', 5) is None or torch.cuda.is_available()
+
+
+# --- pure measures, at their limits
+
+def test_planned_steps_count_what_is_accumulated():
+    from datasets import Dataset
+    from dpo_nb.diagnose.questions_model import planned_steps
+    data = Dataset.from_list([dict(a=1)]*50)
+    steps = lambda **kw: planned_steps(dpo_nb.DPOConfig('x', per_device_train_batch_size=4, use_cpu=True, bf16=False, report_to='none', **kw), data)
+    assert steps(num_train_epochs=1) == 13 and steps(num_train_epochs=1, gradient_accumulation_steps=4) == 4 and steps(num_train_epochs=2.5, gradient_accumulation_steps=4) == 10
+    assert steps(num_train_epochs=1, max_steps=0) == 13 and steps(num_train_epochs=1, max_steps=1) == 1
+
+
+def test_limits_of_the_tables():
+    "The largest size that is well, and the next one."
+    from dpo_nb.diagnose.doctor import questions
+    limits = {(q.name, q.measure.__name__): (q.limit, q.verdict) for q in questions}
+    assert {k[0]: v for k, v in limits.items() if math.isfinite(v[0]) and v[0] not in (0, 1)} == {
+        'step 0': (1e-3, 'fail'), 'weights that a step can move': (.5, 'fail'), 'reach of the run': (200, 'warn'), 'token boundary moved': (.05, 'warn'), 'repeated pairs': (.05, 'warn'),
+        'length alone tells the label': (.9, 'warn'), 'the first token tells the label': (.7, 'warn'), 'the reference alone tells the label': (.47, 'warn'), 'memory': (.9, 'warn')}
+    assert limits['reach of the run', 'weights_reach'] == (1e4, 'warn')
+    assert {k[0] for k, v in limits.items() if v[1] == 'fail'} == {'token ids', 'positions', 'causal', 'step 0', 'weights that a step can move', 'beta', 'gradient', 'layout'}
+
+
+def test_an_end_is_one_of_the_last_two_tokens():
+    from dpo_nb.diagnose.questions_data import row_counts
+    row = lambda *ids: dict(prompt_ids=[1], chosen_ids=list(ids), rejected_ids=[9, 2])
+    assert [row_counts([row(*ids)], None, 2)['chosen_ends'] for ids in ((5, 6, 2), (5, 2, 6), (2, 5, 6))] == [1, 1, 0]
+
+
+@pytest.mark.parametrize('one, both, left, size', [(0, 0, 0, 0.), (10, 0, 0, 2.), (5, 5, 0, 1.), (0, 20, 0, 2.), (0, 0, 4, 4/104/.02)])
+def test_what_is_cut_in_units_of_its_limit(one, both, left, size):
+    "A tenth of the pairs, a twentieth on one side, a fiftieth left out."
+    from types import SimpleNamespace
+    from dpo_nb.diagnose.questions_data import cut_pairs
+    pair = lambda w, l: dict(prompt_ids=[1]*4, chosen_ids=[2]*w, rejected_ids=[3]*l)
+    rows = [pair(9, 2)]*one + [pair(9, 9)]*both + [pair(2, 2)]*(100-one-both)
+    args = SimpleNamespace(max_length=10, truncation_mode='keep_start', overlong='truncate')
+    assert cut_pairs(rows, args, left).size == pytest.approx(size)

@@ -106,3 +106,104 @@ def test_a_run_whose_reference_cannot_be_had_says_why(kw, says, pairs, tmp_path)
     trained(tmp_path/'run', **{k: v() if callable(v) else v for k, v in kw.items()})
     with pytest.raises(ValueError, match=says): dpo_nb.score(tmp_path/'run', dataset=pairs, **CPU)
     assert dpo_nb.score(tmp_path/'run', load_toy_model(), pairs, **CPU)['margin'][0] != 0
+
+
+# --- what a run's folder says reaches the scores
+
+THANKS = [dict(role='user', content='Thanks.')]
+
+@pytest.fixture(scope='module')
+def turns(pairs):
+    "Two answers each, with a user's turn between them."
+    return pairs.map(lambda r: dict(chosen=r['chosen']+THANKS+r['chosen'], rejected=r['rejected']+THANKS+r['rejected']))
+
+
+def test_the_turns_that_count_in_a_run_count_in_its_scores(turns, tmp_path):
+    "`loss_on` reaches the masks."
+    t = trained(tmp_path/'run', loss_on='assistant')
+    wanted = t.evaluate(turns)
+    found, every = (dpo_nb.score(tmp_path/'run', dataset=turns, **CPU, **kw) for kw in ({}, dict(loss_on='completion')))
+    mean = lambda d, k: sum(d[k])/10
+    assert mean(found, 'margin') == pytest.approx(wanted['eval_rewards/margins'], rel=1e-4, abs=1e-5)
+    assert mean(found, 'chosen_logps') == pytest.approx(wanted['eval_logps/chosen'], rel=1e-4)
+    assert all(a < b for a, b in zip(found['chosen_tokens'], every['chosen_tokens'])) and mean(every, 'margin') != pytest.approx(mean(found, 'margin'), abs=1e-3)
+
+
+def test_length_and_mode_of_a_run_cut_what_is_scored(pairs, tmp_path):
+    t = trained(tmp_path/'run', max_length=45, truncation_mode='keep_end')
+    wanted = t.evaluate(pairs)['eval_rewards/margins']
+    found = {k: dpo_nb.score(tmp_path/'run', dataset=pairs, **CPU, **kw) for k, kw in dict(own={}, start=dict(truncation_mode='keep_start'), whole=dict(max_length=1024)).items()}
+    margins = {k: sum(d['margin'])/10 for k, d in found.items()}
+    assert margins['own'] == pytest.approx(wanted, rel=1e-4, abs=1e-5) and len(set(margins.values())) == 3
+    assert max(map(sum, zip(found['own']['chosen_tokens']))) <= 45
+
+
+def test_beta_is_that_of_the_run_unless_another_is_given(pairs, tmp_path):
+    trained(tmp_path/'run', beta=.3)
+    own, given, free = (dpo_nb.score(m, r, pairs.select(range(3)), load_toy_tokenizer(), beta=b, **CPU)['margin'] for m, r, b in
+                        ((tmp_path/'run', None, None), (tmp_path/'run', None, .6), (nudged(), load_toy_model(), None)))
+    tenth = dpo_nb.score(nudged(), load_toy_model(), pairs.select(range(3)), load_toy_tokenizer(), beta=.1, **CPU)['margin']
+    assert given == pytest.approx([2*m for m in own], rel=1e-5) and free == tenth
+
+
+def test_the_precision_of_a_run_is_that_of_its_scores(pairs, tmp_path):
+    trained(tmp_path/'run', bf16=True)
+    own, bf16, fp32 = (dpo_nb.score(tmp_path/'run', dataset=pairs.select(range(3)), use_cpu=True, **kw)['chosen_logps'] for kw in ({}, dict(bf16=True), dict(bf16=False)))
+    assert own == bf16 != fp32 and own == pytest.approx(fp32, rel=.02)
+
+
+def test_how_a_model_is_loaded_reaches_policy_and_reference(pairs, tmp_path):
+    trained(tmp_path/'run')
+    half, whole = (dpo_nb.score(str(tmp_path/'run'), toy_path(), pairs.select(range(3)), model_init_kwargs=dict(dtype=d), **CPU) for d in ('bfloat16', 'float32'))
+    for k in ('chosen_logps', 'ref_chosen_logps'): assert half[k] != whole[k] and half[k] == pytest.approx(whole[k], rel=.02)
+
+
+# --- scoring takes no trainer, and leaves everything as it was
+
+def test_models_are_given_back_as_they_came(pairs):
+    "Frozen weights stay frozen, dropout stays in place, modes are put back."
+    policy, ref = nudged().requires_grad_(False), load_toy_model(attention_dropout=.3).train()
+    policy.eval()
+    first = dpo_nb.score(policy, ref, pairs.select(range(3)), load_toy_tokenizer(), **CPU)['margin']
+    assert not any(w.requires_grad for w in policy.parameters()) and all(w.requires_grad for w in ref.parameters())
+    assert not policy.training and ref.training and ref.config.attention_dropout == .3 == ref.model.layers[0].self_attn.attention_dropout
+    assert first == dpo_nb.score(policy.train(), ref.eval(), pairs.select(range(3)), load_toy_tokenizer(), **CPU)['margin'] and policy.training and not ref.training
+
+
+def test_a_trainer_that_is_alive_goes_on(pairs, tmp_path):
+    t = trained(tmp_path/'run')
+    before = t.evaluate(pairs)['eval_loss']
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    dpo_nb.score(tmp_path/'run', dataset=pairs.select(range(3)), **CPU)
+    assert torch.equal(state, torch.get_rng_state()) and t.evaluate(pairs)['eval_loss'] == before
+    t.train()
+
+
+def test_an_adapter_with_a_kept_one_is_measured_against_it(pairs, tmp_path):
+    "As in the run that went on from it; and neither adapter is lost."
+    torch.manual_seed(0)
+    m = get_peft_model(load_toy_model(), LoraConfig(r=4, target_modules=['q_proj', 'v_proj']))
+    with torch.no_grad():
+        for n, w in m.named_parameters():
+            if 'lora_B' in n: w.normal_(std=.05)
+    t = trained(tmp_path/'run', m)
+    wanted = t.evaluate(pairs)['eval_rewards/margins']
+    policy = t.accelerator.unwrap_model(t.model)
+    found = dpo_nb.score(policy, dataset=pairs, processing_class=load_toy_tokenizer(), beta=.3, **CPU)['margin']
+    assert sum(found)/10 == pytest.approx(wanted, rel=1e-3, abs=1e-5) and sorted(policy.peft_config) == ['default', 'ref'] and policy.active_adapter == 'default'
+
+
+def test_the_model_is_not_its_own_reference(pairs, tmp_path):
+    m = nudged()
+    with pytest.raises(ValueError, match='every reward would be 0'): dpo_nb.score(m, m, pairs, load_toy_tokenizer(), **CPU)
+    with pytest.raises(TypeError, match='datasets.Dataset'): dpo_nb.score(m, load_toy_model(), [dict(pairs[0])], load_toy_tokenizer(), **CPU)
+    with pytest.raises(ValueError, match='dataset is missing'): dpo_nb.score(m, load_toy_model())
+
+
+def test_a_file_of_other_scores_is_not_gone_on_with(pairs, tmp_path):
+    file = tmp_path/'s.jsonl'
+    dpo_nb.score(nudged(), load_toy_model(), pairs, load_toy_tokenizer(), output_file=file, **CPU)
+    with pytest.raises(ValueError, match='does not hold scores of this dataset'):   # more lines than pairs
+        dpo_nb.score(nudged(), load_toy_model(), pairs.select(range(9)), load_toy_tokenizer(), output_file=file, **CPU)
+    assert len(file.read_text().splitlines()) == 10

@@ -277,4 +277,4 @@ def test_log_probs_that_come_with_the_data(tiny, tmp_path):
     done = dpo_nb.DPOTrainer(tiny, args=args, train_dataset=rows(), processing_class=load_toy_tokenizer()).train_dataset
     plain_run, again = (run(dpo_nb, tiny, tmp_path, data=d, precompute_ref_log_probs=True) for d in (rows(), done))
     assert [h['loss'] for h in plain_run if 'loss' in h] == [h['loss'] for h in again if 'loss' in h]
-    with pytest.raises(Exception): run(trl, tiny, tmp_path, data=done, precompute_ref_log_probs=True)
+    with pytest.raises(ValueError, match='duplicated'): run(trl, tiny, tmp_path, data=done, precompute_ref_log_probs=True)

@@ -38,7 +38,7 @@ class Answer:
 class Question:
     "One line of the doctor's table."
     name:str # What is looked at
-    measure:Callable # Of fields of the run, by their names → `Answer`, a list of them, or None where there is nothing to ask
+    measure:Callable # Of fields of the run: an `Answer`, a list of them, or None where there is nothing to ask
     limit:float=math.inf # The largest size that is well
     advice:str='' # What to do beyond it; may hold {names}
     verdict:str='warn' # What it is then: warn or fail

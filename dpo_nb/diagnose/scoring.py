@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['scoring_config', 'read_facts', 'find_reference', 'is_adapter_folder', 'check_reference', 'make_collator',
-           'prepare_pairs', 'Scorer', 'autocast_of', 'place', 'in_eval', 'batch_rewards', 'score_rows', 'load_scorer',
+           'prepare_pairs', 'autocast_of', 'Scorer', 'place', 'in_eval', 'batch_rewards', 'score_rows', 'load_scorer',
            'score']
 
 # %% ../../nbs/diagnose/scoring.ipynb #dca436cd
@@ -74,9 +74,11 @@ def find_reference(
     args:DPOConfig, # How models are loaded
 )->nn.Module|None: # None where the adapter carries its reference with it
     "Load the reference of a run, and make sure that it is the one."
-    run, name, ask = f'the run in {folder}', facts['reference'], '; pass the model that training started from as ref_model'
+    run, name = f'the run in {folder}', facts['reference']
+    ask = '; pass the model that training started from as ref_model'
     if not facts['needs_reference']:
-        raise ValueError(f"{run} had a loss without a reference; pass the model to measure rewards against as ref_model")
+        raise ValueError(f"{run} had a loss without a reference; pass the model to measure rewards against "
+                         "as ref_model")
     if facts['reference_moved']:
         raise ValueError(f"the reference of {run} was synchronized with the policy (sync_ref_model) and was not kept; "
                          "pass a model to measure rewards against as ref_model")
@@ -86,10 +88,12 @@ def find_reference(
         raise ValueError(f"{run} was measured against {name}, which is not there any more{ask}")
     try: ref = load_model(name, args)
     except OSError as e:
-        raise ValueError(f"{run} was measured against {name}, which cannot be loaded ({str(e).splitlines()[0]}){ask}") from e
+        why = str(e).splitlines()[0]
+        raise ValueError(f"{run} was measured against {name}, which cannot be loaded ({why}){ask}") from e
     comparable = facts['reference_weights'] is not None and str(ref.dtype)==facts['reference_dtype']
     if comparable and weights_print(ref)!=facts['reference_weights']:
-        raise ValueError(f"{run} was measured against {name} with other weights than it has now: it was edited in memory, or replaced{ask}")
+        raise ValueError(f"{run} was measured against {name} with other weights than it has now: it was edited "
+                         f"in memory, or replaced{ask}")
     return ref
 
 # %% ../../nbs/diagnose/scoring.ipynb #674f59e1
@@ -106,10 +110,11 @@ def check_reference(
 )->None:
     "Raise if rewards could only be zero, or if nobody said against what they are measured."
     if ref_model is not None and ref_model is model:
-        raise ValueError("ref_model is the model itself, so every reward would be 0; pass the model that training started from")
+        raise ValueError("ref_model is the model itself, so every reward would be 0; pass the model that training "
+                         "started from")
     if ref_model is None and not isinstance(model, PeftModel) and not is_adapter_folder(model):
-        raise ValueError("ref_model is missing: a reward is measured against the model that training started from; pass its name, "
-                         "its folder or the model (only an adapter carries its reference with it, its base)")
+        raise ValueError("ref_model is missing: a reward is measured against the model that training started from; "
+                         "pass its name, its folder or the model (only an adapter carries its reference with it, its base)")
 
 # %% ../../nbs/diagnose/scoring.ipynb #dc991855
 def make_collator(
@@ -137,13 +142,23 @@ def prepare_pairs(
         return dataset
     tokenizer = text_tokenizer(processing_class) if isinstance(processing_class, ProcessorMixin) else processing_class
     limit = args.max_length if args.overlong=='truncate' else None
-    rows = prepare_dataset(dataset, tokenizer, max_length=limit, truncation_mode=args.truncation_mode, num_proc=args.dataset_num_proc)
-    rows = mark_turns(handle_overlong(rows, args.max_length, args.overlong), tokenizer, args.loss_on, args.dataset_num_proc)
+    rows = prepare_dataset(dataset, tokenizer, max_length=limit, truncation_mode=args.truncation_mode,
+                           num_proc=args.dataset_num_proc)
+    rows = handle_overlong(rows, args.max_length, args.overlong)
+    rows = mark_turns(rows, tokenizer, args.loss_on, args.dataset_num_proc)
     if len(rows)!=len(dataset):
-        raise ValueError(f"{len(dataset)-len(rows)} rows were dropped while preparing; raise max_length, so that every pair gets its score")
+        raise ValueError(f"{len(dataset)-len(rows)} rows were dropped while preparing; raise max_length, so that every "
+                         "pair gets its score")
     return rows.select_columns([c for c in (*token_columns, *mask_columns) if c in rows.column_names])
 
-# %% ../../nbs/diagnose/scoring.ipynb #c9cff975
+# %% ../../nbs/diagnose/scoring.ipynb #067eb7ae
+def autocast_of(
+    args:DPOConfig, # Device and precision
+): # A context
+    "The precision of training's forward pass."
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    return nullcontext() if dtype is None else torch.autocast(args.device.type, dtype=dtype)
+
 @dataclass
 class Scorer:
     "What it takes to score a batch."
@@ -161,13 +176,7 @@ class Scorer:
 
     def as_reference(self): return ref_adapter(self.model) if self.ref_model is None else nullcontext()
 
-def autocast_of(
-    args:DPOConfig, # Device and precision
-): # A context
-    "The precision of training's forward pass."
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    return nullcontext() if dtype is None else torch.autocast(args.device.type, dtype=dtype)
-
+# %% ../../nbs/diagnose/scoring.ipynb #2bd9427d
 def place(
     scorer:Scorer,
 )->None:
@@ -209,8 +218,9 @@ def batch_rewards(
 def _answer_rewards(side, logps, ref_logps, beta):
     "The columns of one answer."
     tokens = beta*(logps-ref_logps)
-    return {f'{side}_reward': tokens.sum().item(), f'{side}_logps': logps.sum().item(), f'ref_{side}_logps': ref_logps.sum().item(),
-            f'{side}_tokens': len(tokens), f'{side}_token_rewards': tokens.tolist()}
+    return {f'{side}_reward': tokens.sum().item(), f'{side}_logps': logps.sum().item(),
+            f'ref_{side}_logps': ref_logps.sum().item(), f'{side}_tokens': len(tokens),
+            f'{side}_token_rewards': tokens.tolist()}
 
 # %% ../../nbs/diagnose/scoring.ipynb #b142ade1
 def score_rows(
@@ -224,7 +234,8 @@ def score_rows(
     done = _written(file, len(rows)) if file else []
     place(scorer)
     with in_eval(scorer.models):
-        for i in tqdm(range(len(done), len(rows), batch_size), desc='scoring', disable=None):  # a bar in a terminal only
+        starts = range(len(done), len(rows), batch_size)
+        for i in tqdm(starts, desc='scoring', disable=None):  # a bar in a terminal only
             new = batch_rewards(scorer, list(rows.select(range(i, min(i+batch_size, len(rows))))), beta)
             if file: _append(file, new)
             done += new
@@ -240,7 +251,8 @@ def _written(file, n):
     whole = text[:text.rfind('\n')+1]
     lines = [json.loads(l) for l in whole.splitlines()]
     if len(lines) > n or any('chosen_reward' not in l for l in lines):
-        raise ValueError(f"{file} exists and does not hold scores of this dataset; name another output_file, or remove it")
+        raise ValueError(f"{file} exists and does not hold scores of this dataset; name another output_file, "
+                         "or remove it")
     if whole!=text: file.write_text(whole, encoding='utf-8')
     return lines
 
@@ -261,40 +273,12 @@ def load_scorer(
         processing_class = processing_class or AutoTokenizer.from_pretrained(model)
         model = load_adapter_folder(model)
     model = load_model(str(model) if isinstance(model, Path) else model, args)
-    kept = folder/'ref' if folder else None
-    if ref_model is None and kept and kept.is_dir(): model.load_adapter(kept, 'ref')  # the adapter that the run began with
+    kept = folder/'ref' if folder else None  # the adapter that the run began with
+    if ref_model is None and kept and kept.is_dir(): model.load_adapter(kept, 'ref')
     processing_class = prepare_tokenizer(processing_class, model, args)
     return Scorer(model, ref_model, make_collator(processing_class, images, args), args), processing_class
 
-# %% ../../nbs/diagnose/scoring.ipynb #ab592ea2
-def score(
-    model, # Trained model: name, folder or object
-    ref_model=None, # What it was trained against; not needed for an adapter
-    dataset:Dataset|None=None, # Preference pairs, in any format that training accepts
-    processing_class=None, # Tokenizer; None means the model's own
-    *,
-    beta:float|None=None, # Reward units per nat; None: as in the run whose folder is given, otherwise 0.1
-    batch_size:int=8, # Pairs at once
-    max_length:int|None=None, # Tokens of prompt and answer; None: as in that run, otherwise nothing is cut
-    per_token:bool=False, # Also one reward per token of each answer
-    output_file=None, # Write a line of JSON per pair here, and go on from what is there; a name with .parquet gets the whole table in the end
-    **config, # Further fields of `DPOConfig`, such as `bf16=True` or `model_init_kwargs`
-)->Dataset: # The dataset with rewards, margins, log-probs and lengths beside each pair
-    "Implicit rewards β·(log π_θ − log π_ref) of preference pairs. Rafailov et al. 2023, arXiv:2305.18290, §5."
-    facts = read_facts(model)
-    if not facts or ref_model is model: check_reference(model, ref_model)
-    if dataset is None: raise ValueError("dataset is missing; pass a datasets.Dataset of preference pairs")
-    check_dataset(dataset, 'dataset')
-    args = scoring_config(facts, beta=beta or None, max_length=max_length or None, **config)
-    scorer, processing_class = load_scorer(model, ref_model, processing_class, has_images(next(iter(dataset))), facts, args)
-    rows = prepare_pairs(dataset, processing_class, scorer.collator, args)
-    if isinstance(scorer.collator, DataCollatorForVisionPreference): _check_images(scorer, rows, processing_class)
-    table = Path(output_file) if output_file else None
-    lines = table.with_name(table.name+'.part.jsonl') if table and table.suffix=='.parquet' else table  # grows line by line, which a parquet file cannot
-    out = _beside(dataset, score_rows(scorer, rows, args.beta, batch_size, lines), per_token)
-    if lines!=table: out.to_parquet(table); lines.unlink()
-    return out
-
+# %% ../../nbs/diagnose/scoring.ipynb #873f58d1
 def _check_images(scorer, rows, processing_class):
     "Raise unless the model makes of the first images what the processor expects."
     place(scorer)
@@ -307,3 +291,33 @@ def _beside(dataset, done, per_token):
     taken = set(names) & set(dataset.column_names)
     if taken: dataset = dataset.remove_columns(sorted(taken))
     return Dataset.from_dict({c: dataset[c] for c in dataset.column_names} | {k: [r[k] for r in done] for k in names})
+
+# %% ../../nbs/diagnose/scoring.ipynb #ab592ea2
+def score(
+    model, # Trained model: name, folder or object
+    ref_model=None, # What it was trained against; not needed for an adapter
+    dataset:Dataset|None=None, # Preference pairs, in any format that training accepts
+    processing_class=None, # Tokenizer; None means the model's own
+    *,
+    beta:float|None=None, # Reward units per nat; None: as in the run whose folder is given, otherwise 0.1
+    batch_size:int=8, # Pairs at once
+    max_length:int|None=None, # Tokens of prompt and answer; None: as in that run, otherwise nothing is cut
+    per_token:bool=False, # Also one reward per token of each answer
+    output_file=None, # Lines of JSON, and go on from what is there; a name with .parquet gets the whole table in the end
+    **config, # Further fields of `DPOConfig`, such as `bf16=True` or `model_init_kwargs`
+)->Dataset: # The dataset with rewards, margins, log-probs and lengths beside each pair
+    "Implicit rewards β·(log π_θ − log π_ref) of preference pairs. Rafailov et al. 2023, arXiv:2305.18290, §5."
+    facts = read_facts(model)
+    if not facts or ref_model is model: check_reference(model, ref_model)
+    if dataset is None: raise ValueError("dataset is missing; pass a datasets.Dataset of preference pairs")
+    check_dataset(dataset, 'dataset')
+    args = scoring_config(facts, beta=beta or None, max_length=max_length or None, **config)
+    images = has_images(next(iter(dataset)))
+    scorer, processing_class = load_scorer(model, ref_model, processing_class, images, facts, args)
+    rows = prepare_pairs(dataset, processing_class, scorer.collator, args)
+    if images: _check_images(scorer, rows, processing_class)
+    table = lines = Path(output_file) if output_file else None
+    if table and table.suffix=='.parquet': lines = table.with_name(table.name+'.part.jsonl')  # a parquet file cannot grow
+    out = _beside(dataset, score_rows(scorer, rows, args.beta, batch_size, lines), per_token)
+    if lines!=table: out.to_parquet(table); lines.unlink()
+    return out
