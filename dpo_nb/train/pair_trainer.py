@@ -6,13 +6,17 @@
 __all__ = ['beside_the_model', 'Step', 'PairTrainer']
 
 # %% ../../nbs/train/pair_trainer.ipynb #34dc1ca9
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from transformers import Trainer
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import PredictionOutput
 
 from ..data.collator import pair_columns, row_column
+from ..data.rows import PairRows
 from ..logps import TokenScores
 from ..losses.objective import Objective
 from ..model.forward import score
@@ -38,38 +42,37 @@ beside_the_model = (*pair_columns, row_column, 'labels')  # what a batch holds f
 class PairTrainer(Trainer):
     "A `Trainer` whose loss is that of preference pairs; takes its parts ready-made."
     def __init__(self,
-        model, # The policy, ready to train
+        model:nn.Module, # The policy, ready to train
         reference:Reference, # What rewards are measured against
         objective:Objective, # From pairs to one loss
-        rows, # `TextRows` or `ImageRows`: how datasets are prepared
-        args, # A `TrainingArguments`
-        train_dataset=None, # Preference pairs, in any layout that `rows` reads
-        eval_dataset=None, # The same, or a dict of several
-        data_collator=None, # None means the rows' own
+        rows:PairRows, # How datasets are prepared
+        args:TrainingArguments, # Of the run
+        train_dataset:Dataset|IterableDataset|None=None, # Preference pairs, in any layout that `rows` reads
+        eval_dataset:Dataset|IterableDataset|dict|None=None, # The same, or a dict of several
+        data_collator:Callable|None=None, # None means the rows' own
         **kwargs, # Further arguments of `Trainer`
     ):
         self.reference, self.objective, self.rows = reference, objective, rows
         self.metric_log, self.eval_prefix = MetricLog(), 'eval'
         self.data_collator = rows.collate_with(data_collator)
-        super().__init__(model, args, self.data_collator, self.prepare(train_dataset, 'train'),
-                         self.prepare(eval_dataset, 'eval'), **kwargs)
+        super().__init__(model, args, self.data_collator, rows.prepare(train_dataset, 'train'),
+                         rows.prepare(eval_dataset, 'eval'), **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, so accumulation averages it
         self.place()
         self.train_dataset = self.reference.fill(self.train_dataset, 'train', self.args.per_device_train_batch_size)
         self.eval_dataset = self.reference.fill(self.eval_dataset, 'eval')
         self.reference.release()
 
-    def prepare(self, dataset, name): return self.rows.prepare(dataset, name)
-    def place(self): self.reference.place(self.accelerator)
+    def place(self)->None: self.reference.place(self.accelerator)
 
     @property
     def mode(self)->str: return 'train' if self.model.training else 'eval'
 
-    def score(self, model, batch)->TokenScores:
+    def score(self, model:nn.Module, batch:dict)->TokenScores:
         "Scores of the policy, under the run's autocast."
         with self.accelerator.autocast(): return score(model, batch, log_p2=self.objective.needs_log_p2)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model:nn.Module, inputs:dict, return_outputs:bool=False, num_items_in_batch:Tensor|int|None=None):
         "Batch → log-probs of reference and policy → pairs → one loss."
         batch = {k: v for k,v in inputs.items() if k not in beside_the_model}
         ref_logps, ref_tokens = self.reference.logps(model, batch)  # before the policy
@@ -88,7 +91,7 @@ class PairTrainer(Trainer):
         tokens = step.inputs['attention_mask'].sum()
         self.metric_log.add(self.mode, self.sums(step), tokens, self.accelerator.reduce)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(self, model:nn.Module, inputs:dict, prediction_loss_only:bool, ignore_keys:list|None=None):
         "Loss; per-token log-probs `[B,T-1,2]`; token ids `[B,T,2]`, −100 outside completions. Last axis: chosen, rejected."
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -97,21 +100,21 @@ class PairTrainer(Trainer):
         labels = inputs['input_ids'].where(inputs['completion_mask'].bool(), -100)
         return loss, *(torch.stack(x.chunk(2), -1) for x in (scores.logps, labels))
 
-    def log(self, logs, start_time=None):
+    def log(self, logs:dict, start_time:float|None=None)->None:
         "Add the averaged metrics, in place, to what `Trainer` logs."
         prefix = f'{self.eval_prefix}_' if self.mode=='eval' else ''
         logs.update({prefix+k: v for k,v in self.metric_log.pop(self.mode).items()})
         super().log(logs, start_time)
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix='eval'):
+    def evaluate(self, eval_dataset:Dataset|dict|str|None=None, ignore_keys:list|None=None, metric_key_prefix:str='eval')->dict:
         "As `Trainer.evaluate`, also on raw preference pairs."
-        if not isinstance(eval_dataset, str): eval_dataset = self.reference.fill(self.prepare(eval_dataset, 'eval'), 'eval')
+        if not isinstance(eval_dataset, str): eval_dataset = self.reference.fill(self.rows.prepare(eval_dataset, 'eval'), 'eval')
         self.eval_prefix = metric_key_prefix
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix='test'):
+    def predict(self, test_dataset:Dataset, ignore_keys:list|None=None, metric_key_prefix:str='test')->PredictionOutput:
         "As `Trainer.predict`, also on raw preference pairs; the metrics are complete."
-        test_dataset = self.reference.fill(self.prepare(test_dataset, 'test'), 'test')
+        test_dataset = self.reference.fill(self.rows.prepare(test_dataset, 'test'), 'test')
         out = super().predict(test_dataset, ignore_keys, metric_key_prefix)
         out.metrics.update({f'{metric_key_prefix}_{k}': v for k,v in self.metric_log.pop('eval').items()})
         return out

@@ -8,6 +8,7 @@ __all__ = ['default_config', 'check_args', 'own_args', 'check_run', 'check_refer
 
 # %% ../../nbs/train/trainer.ipynb #40c38e39
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import fields
@@ -17,8 +18,8 @@ from itertools import islice
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftConfig, PeftModel
-from torch import nn
-from transformers import PreTrainedModel, set_seed
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin, set_seed
 from transformers.utils import logging
 
 from ..data.rows import check_train_dataset, make_rows
@@ -66,7 +67,7 @@ def check_args(
 # %% ../../nbs/train/trainer.ipynb #cf268caf
 def own_args(
     args:DPOConfig, # The user's
-    dataset, # To train on
+    dataset:Dataset|IterableDataset, # To train on
     unused_parameters:bool=False, # May a batch leave weights without a gradient?
 )->DPOConfig: # The same, or a copy with what this run needs
     "The config of the run."
@@ -84,7 +85,7 @@ def own_args(
 # %% ../../nbs/train/trainer.ipynb #3bd80a19
 def check_run(
     args:DPOConfig,
-    compute_metrics=None, # As in `Trainer`
+    compute_metrics:Callable|None=None, # As in `Trainer`
 )->None:
     "Raise on what cannot work whatever the model: no room for checkpoints, Liger with metrics of predictions, several GPUs in one process."
     if args.use_liger_kernel and compute_metrics:
@@ -97,7 +98,7 @@ def check_run(
 # %% ../../nbs/train/trainer.ipynb #03b0997d
 def check_reference_choice(
     model:PreTrainedModel, # The policy as loaded
-    ref_model, # What the user passed as the reference: a model, a name, or None
+    ref_model:PreTrainedModel|str|None, # What the user passed as the reference
     args:DPOConfig,
 )->None:
     "Raise if this reference cannot be meant; warn if the policy is the middle of a run."
@@ -113,10 +114,10 @@ def check_reference_choice(
 # %% ../../nbs/train/trainer.ipynb #ca86979d
 def prepare_models(
     model:PreTrainedModel, # The policy as loaded
-    ref_model, # What the user passed as the reference: a model, a name, or None
+    ref_model:PreTrainedModel|str|None, # What the user passed as the reference
     peft_config:PeftConfig|None, # For a new adapter
     args:DPOConfig,
-    sums, # `TokenScores` → `[2B]`, nats
+    sums:Callable, # `TokenScores` → `[2B]`, nats
 )->tuple[nn.Module, Reference]: # The policy, ready to train, and what its rewards are measured against
     "From what was passed to a policy and a reference."
     check_reference_choice(model, ref_model, args)
@@ -168,14 +169,14 @@ class DPOTrainer(KeepsRuns, WatchesRuns, OldNames, PairTrainer):
         model:str|os.PathLike|PreTrainedModel|PeftModel, # Name, folder or model
         ref_model:str|PreTrainedModel|None=None, # What rewards are measured against; None means a frozen copy of `model`
         args:DPOConfig|None=None, # None means the defaults
-        data_collator=None, # None means `DataCollatorForPreference`, with images `DataCollatorForVisionPreference`
+        data_collator:Callable|None=None, # None means `DataCollatorForPreference`, with images `DataCollatorForVisionPreference`
         train_dataset:Dataset|IterableDataset|None=None, # Preference pairs
         eval_dataset:Dataset|IterableDataset|dict|None=None, # The same, or a dict of several
-        processing_class=None, # The tokenizer, or the processor of a vision-language model; None means the model's own
-        compute_metrics=None, # As in `Trainer`
+        processing_class:PreTrainedTokenizerBase|ProcessorMixin|None=None, # The tokenizer, or the processor of a vision-language model; None means the model's own
+        compute_metrics:Callable|None=None, # As in `Trainer`
         callbacks:list|None=None, # As in `Trainer`
         optimizers:tuple=(None, None), # As in `Trainer`
-        quantization_config=None, # For a model given by name
+        quantization_config:object|None=None, # For a model given by name
         peft_config:PeftConfig|None=None, # Train a new adapter instead of all weights
     ):
         check_overrides(type(self), DPOTrainer)
@@ -225,25 +226,25 @@ class DPOTrainer(KeepsRuns, WatchesRuns, OldNames, PairTrainer):
         "How the reference's log-probs are computed before training."
         a, args = self.accelerator, self.args
         ranks = Ranks(a.process_index, a.num_processes, lambda t: a.reduce(t.to(a.device)).cpu())
-        trained = lambda: bool(self.state.global_step) or shards_weights(args)
+        def trained(): return bool(self.state.global_step) or shards_weights(args)
         if isinstance(self.reference.inner, UntrainedPolicy): self.reference.inner.gone = trained
         self.reference.prepare(self.ask_reference, self.data_collator, args.precompute_ref_batch_size or args.per_device_eval_batch_size,
                                name_reference(self.reference, self.model, self.reference_settings()), ranks,
                                max_length=args.max_length, truncation_mode=args.truncation_mode)
 
-    def ask_reference(self, batch:dict):
+    def ask_reference(self, batch:dict)->Tensor:
         "One number per row, `[2B]`, nats, before training or beside it."
         training = self.model.training
         self.model.eval()
         try: return torch.cat(self.compute_ref_log_probs(self.model, self._prepare_inputs(batch)))
         finally: self.model.train(training)
 
-    def compute_ref_log_probs(self, model, inputs):
+    def compute_ref_log_probs(self, model:nn.Module, inputs:dict)->tuple[Tensor, Tensor]:
         "The reference's log-probs of a batch: chosen and rejected, `[B]` each, nats. With an adapter `model` is the policy."
         batch = {k: v for k,v in inputs.items() if k not in beside_the_model}
         return self.objective.logps(self.reference.scores(model, batch)).chunk(2)
 
-    def score(self, model, batch)->TokenScores:
+    def score(self, model:nn.Module, batch:dict)->TokenScores:
         "Scores of the policy; a mixture of experts is asked for its balance too."
         watching = self.router.watching() if self.router else nullcontext()
         with watching: return super().score(model, batch)
@@ -254,7 +255,7 @@ class DPOTrainer(KeepsRuns, WatchesRuns, OldNames, PairTrainer):
         if self.router: found['aux_loss'] = self.router.value, torch.ones_like(self.router.value)
         return found
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model:nn.Module, inputs:dict, return_outputs:bool=False, num_items_in_batch:Tensor|int|None=None):
         "The loss of pairs, and the routers' balance."
         loss, scores = super().compute_loss(model, inputs, True, num_items_in_batch)
         if self.router: loss = loss + self.router_weight*self.router.value
