@@ -18,7 +18,8 @@ from transformers.utils import logging
 
 from ..data.collator import pair_columns, ref_columns, row_column
 from .fused_head import score_hidden
-from .prefix_sharing import bare, pack, shares_prefix
+from .load import bare
+from .prefix_sharing import pack, shares_prefix
 from ..logps import TokenScores, score_rows
 from ..pairs import PairLogps
 

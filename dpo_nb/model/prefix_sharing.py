@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['packable', 'rows_up_to', 'shareable_layers', 'visible', 'PackedPairs', 'pack', 'eager_attention', 'mask_for',
-           'attend_in_pieces', 'attend_in_rows', 'shared_prefix_attention', 'bare', 'shares_prefix', 'share_prefix',
+           'attend_in_pieces', 'attend_in_rows', 'shared_prefix_attention', 'shares_prefix', 'share_prefix',
            'sharing_error', 'cannot_share']
 
 # %% ../../nbs/model/prefix_sharing.ipynb #ed763701
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from peft import PeftModel
 from torch import nn, Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+from .load import bare
 
 # %% ../../nbs/model/prefix_sharing.ipynb #b158346c
 def visible(
@@ -132,14 +133,6 @@ def shared_prefix_attention(
 for name,attend in dict(sdpa=sdpa_attention_forward, eager=eager_attention).items():
     AttentionInterface.register(f'{name}_shared_prefix', partial(shared_prefix_attention, attend))
     AttentionMaskInterface.register(f'{name}_shared_prefix', ALL_MASK_ATTENTION_FUNCTIONS[name])
-
-# %% ../../nbs/model/prefix_sharing.ipynb #e91af389
-def bare(
-    model:nn.Module, # Perhaps wrapped for several processes, perhaps with an adapter
-)->nn.Module:
-    "The model itself, without wrappers; adapter layers inside it stay."
-    model = extract_model_from_parallel(model)
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 # %% ../../nbs/model/prefix_sharing.ipynb #3f16a6c7
 def shares_prefix(
