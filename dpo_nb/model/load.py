@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['reload_adapter', 'auto_class', 'loading_arguments', 'forbid_packing', 'load_model', 'find_tokenizer',
            'prepare_tokenizer', 'trained_base', 'check_adapter', 'prepare_adapter', 'check_trainable', 'bare',
-           'is_checkpoint', 'shards_weights', 'weights_print']
+           'eval_mode', 'is_checkpoint', 'shards_weights', 'weights_print']
 
-# %% ../../nbs/model/load.ipynb #967d0345
+# %% ../../nbs/model/load.ipynb #1ff63feb
 import hashlib, os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTex
                           PreTrainedTokenizerBase, ProcessorMixin)
 from transformers.utils import logging
 
-# %% ../../nbs/model/load.ipynb #ec30e5fb
+# %% ../../nbs/model/load.ipynb #080be337
 logger = logging.get_logger(__name__)
 
-# %% ../../nbs/model/load.ipynb #b7021910
+# %% ../../nbs/model/load.ipynb #6ea1cb0b
 def auto_class(
     name:str, # Of a model, or its folder
     **kw, # As for loading the model
@@ -41,7 +43,7 @@ def auto_class(
     vision = hasattr(config, 'vision_config')
     return AutoModelForImageTextToText if vision else AutoModelForCausalLM
 
-# %% ../../nbs/model/load.ipynb #96d9c271
+# %% ../../nbs/model/load.ipynb #5f5f059b
 def loading_arguments(
     args:Any, # `DPOConfig`, or anything with its `model_init_kwargs` and `trust_remote_code`
     quantization_config:Any=None, # As for `from_pretrained`
@@ -60,7 +62,7 @@ def loading_arguments(
     if quantization_config: given['quantization_config'] = quantization_config
     return dict(dtype='float32', trust_remote_code=args.trust_remote_code) | given
 
-# %% ../../nbs/model/load.ipynb #324a0568
+# %% ../../nbs/model/load.ipynb #97249031
 def forbid_packing(
     model:nn.Module, # A `PreTrainedModel` or `PeftModel`, perhaps in 4 bits; changed in place
 )->nn.Module: # The same
@@ -75,7 +77,7 @@ def forbid_packing(
         if hasattr(m, 'support_avx512bf16_for_cpu'): m.support_avx512bf16_for_cpu = False
     return model
 
-# %% ../../nbs/model/load.ipynb #4b3876fa
+# %% ../../nbs/model/load.ipynb #d8df2315
 def load_model(
     model:str|PreTrainedModel|PeftModel, # A name, a folder, or a model
     args:Any, # `DPOConfig`, or anything with its `model_init_kwargs` and `trust_remote_code`
@@ -95,7 +97,7 @@ def load_model(
                          "already loaded")
     return forbid_packing(model)
 
-# %% ../../nbs/model/load.ipynb #49635519
+# %% ../../nbs/model/load.ipynb #f0e59182
 def find_tokenizer(
     model:PreTrainedModel|PeftModel,
     args:Any, # `DPOConfig`, or anything with its `model_init_kwargs` and `trust_remote_code`
@@ -109,7 +111,7 @@ def find_tokenizer(
     revision = (args.model_init_kwargs or {}).get('revision', 'main')
     return auto.from_pretrained(name, revision=revision, trust_remote_code=args.trust_remote_code)
 
-# %% ../../nbs/model/load.ipynb #6928c559
+# %% ../../nbs/model/load.ipynb #084f40a4
 def prepare_tokenizer(
     processing_class:PreTrainedTokenizerBase|ProcessorMixin|None, # None: the model's own
     model:PreTrainedModel|PeftModel, # Its configs get the pad token
@@ -133,7 +135,7 @@ def prepare_tokenizer(
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     return processing_class
 
-# %% ../../nbs/model/load.ipynb #1373afbd
+# %% ../../nbs/model/load.ipynb #59e12759
 reload_adapter = ("load it with peft.AutoPeftModelForCausalLM.from_pretrained(adapter_folder, "
                   "is_trainable=True)")
 
@@ -145,7 +147,7 @@ def trained_base(
     return [k for k,w in model.named_parameters()
             if w.requires_grad and not any(a in f'.{k}.' for a in inside)]
 
-# %% ../../nbs/model/load.ipynb #b61b735b
+# %% ../../nbs/model/load.ipynb #6806293f
 def check_adapter(
     model:PreTrainedModel|PeftModel, # As passed by the user
     peft_config:PeftConfig|None=None, # For a new adapter
@@ -178,7 +180,7 @@ def _check_inside(model):
                          f"gradient, such as {base[0]}; only the adapter would be saved, without what "
                          f"they learned; {reload_adapter}")
 
-# %% ../../nbs/model/load.ipynb #92e36491
+# %% ../../nbs/model/load.ipynb #947813b7
 def prepare_adapter(
     model:PreTrainedModel|PeftModel, # The policy as passed; changed in place by PEFT
     peft_config:PeftConfig|None, # For a new adapter
@@ -190,7 +192,7 @@ def prepare_adapter(
     if isinstance(model, PeftModel) and args.gradient_checkpointing: model.enable_input_require_grads()
     return model
 
-# %% ../../nbs/model/load.ipynb #1df4e2fa
+# %% ../../nbs/model/load.ipynb #6147c9ef
 def check_trainable(
     model:PreTrainedModel|PeftModel, # The policy, with its adapter if it gets one
 )->None:
@@ -200,7 +202,7 @@ def check_trainable(
                      "model.requires_grad_(True) (merge_and_unload() leaves a model frozen), or pass a "
                      "peft_config")
 
-# %% ../../nbs/model/load.ipynb #b5eccefc
+# %% ../../nbs/model/load.ipynb #d80bcf04
 def bare(
     model:nn.Module, # Perhaps wrapped for several processes, perhaps with an adapter
 )->nn.Module:
@@ -208,7 +210,19 @@ def bare(
     model = extract_model_from_parallel(model)
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
-# %% ../../nbs/model/load.ipynb #e0523dfa
+# %% ../../nbs/model/load.ipynb #6e6dfc0e
+@contextmanager
+def eval_mode(
+    model:nn.Module, # Every module inside gets its own mode back
+)->Iterator[None]:
+    "Inside, the whole model is in eval mode."
+    training = [m for m in model.modules() if m.training]
+    for m in training: m.training = False
+    try: yield
+    finally:
+        for m in training: m.training = True
+
+# %% ../../nbs/model/load.ipynb #e739a6fb
 def is_checkpoint(
     folder:str, # Where a model was loaded from; a hub name is not one
 )->bool: # True if an optimizer's state lies beside the weights
@@ -216,7 +230,7 @@ def is_checkpoint(
     if not folder: return False
     return any(Path(folder, f).exists() for f in ('optimizer.pt', 'optimizer.bin'))
 
-# %% ../../nbs/model/load.ipynb #f0a38f1a
+# %% ../../nbs/model/load.ipynb #b8dd675d
 def shards_weights(
     args:Any, # `DPOConfig`, or anything with its `fsdp` and `deepspeed`
 )->bool: # True under FSDP or DeepSpeed
@@ -225,7 +239,7 @@ def shards_weights(
     launched = any(os.environ.get(k, 'false').lower()=='true' for k in names)
     return bool(args.fsdp) or bool(args.deepspeed) or launched
 
-# %% ../../nbs/model/load.ipynb #d65f5d5f
+# %% ../../nbs/model/load.ipynb #87dd439a
 def weights_print(
     model:nn.Module, # Not sharded
 )->str: # 16 hexadecimal digits
