@@ -247,8 +247,8 @@ def test_sharing_is_refused_with_its_reason(tmp_path):
     from dpo_nb.train.config import DPOConfig
     from dpo_nb.train.trainer import share_prompts
     config = lambda **kw: DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to='none', **kw)
-    assert share_prompts([load_toy_model()], config(padding_free=True)) == ''
-    assert 'auxiliary loss' in share_prompts([make('qwen3 of experts')], config(router_aux_loss_coef=.01))
+    assert share_prompts([load_toy_model()], config(padding_free=True))[0].packed
+    assert 'auxiliary loss' in share_prompts([make('qwen3 of experts')], config(router_aux_loss_coef=.01))[0].why_not_packed
     for kw, says in ((dict(disable_dropout=False), 'disable_dropout'), (dict(torch_compile=True), 'torch_compile')):
         with pytest.raises(ValueError, match=f'padding_free=True is not possible here: {says}'): share_prompts([load_toy_model()], config(padding_free=True, **kw))
 
@@ -287,3 +287,47 @@ def test_two_processes_give_what_one_gives(tmp_path, checkpointing=False):
     a, b = (json.loads(next(l for l in x.stdout.splitlines() if l.startswith('RESULT'))[7:]) for x in (both, one))
     assert a[0] is b[0] is True
     torch.testing.assert_close(torch.tensor(a[1:]), torch.tensor(b[1:]), rtol=1e-5, atol=1e-6)
+
+
+# Trials of the fast way run while something is at stake: a new adapter does nothing yet, so its weights are moved for the trial.
+class RowMean(torch.nn.Linear):
+    "Adds to every token what is the mean of its row, which packing changes; with weights of zero it is silent."
+    def forward(self, x): return super().forward(x)+super().forward(x.mean(1, keepdim=True))
+
+
+class WrongSlope(torch.autograd.Function):
+    "The numbers unchanged, and a gradient that is the mean of the row's."
+    @staticmethod
+    def forward(ctx, x): return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g): return g.mean(1, keepdim=True).expand_as(g)
+
+
+class SlopeOfTheRow(torch.nn.Linear):
+    def forward(self, x): return WrongSlope.apply(super().forward(x))
+
+
+@pytest.mark.parametrize('odd', [RowMean, SlopeOfTheRow])
+def test_the_trial_of_shared_prompts_wakes_the_adapter(odd):
+    torch.manual_seed(0)
+    model = get_peft_model(MODELS['llama'](), LoraConfig(r=3, target_modules=['q_proj', 'v_proj'], task_type='CAUSAL_LM')).train()
+    assert not cannot_share(model)
+    for m in list(model.modules()):
+        if hasattr(m, 'lora_B'): m.lora_B['default'].__class__ = odd
+    before, state, modes = {k: w.clone() for k, w in model.state_dict().items()}, torch.get_rng_state(), [m.training for m in model.modules()]
+    assert 'were off' in cannot_share(model)
+    assert all(torch.equal(w, before[k]) for k, w in model.state_dict().items()) and torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in model.modules()] == modes and all(w.grad is None for w in model.parameters())
+
+
+def test_an_adapter_that_looks_for_tokens_in_the_row_is_not_packed(tmp_path):
+    "aLoRA acts behind its invocation tokens; in a packed row it would find one place for all pairs."
+    from dpo_nb.toy import load_toy_model, load_toy_pairs, load_toy_tokenizer
+    tok = load_toy_tokenizer()
+    start = tok('<|im_start|>assistant', add_special_tokens=False)['input_ids']
+    config = LoraConfig(r=4, target_modules=['q_proj', 'v_proj'], task_type='CAUSAL_LM', alora_invocation_tokens=start)
+    assert 'alora_invocation_tokens' in cannot_share(get_peft_model(load_toy_model(), config))
+    from dpo_nb.model.prefix_sharing import shares_prefix
+    t = trainer(tmp_path, load_toy_model(), peft_config=config, num_train_epochs=1)
+    assert not shares_prefix(t.model) and 'alora_invocation_tokens' in t.computed_twice

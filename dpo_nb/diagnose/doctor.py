@@ -30,7 +30,6 @@ from .questions_model import (FirstGradient, FirstPass, cost_questions, fit_ques
                                              model_questions, planned_steps, positions_fit)
 from ..losses.registry import needs_reference
 from ..model.checks import check_causal
-from ..model.forward import fused_head
 from ..train.config import DPOConfig
 from ..train.metrics import MetricLog
 from ..train.trainer import DPOTrainer
@@ -137,7 +136,7 @@ def read_trainer(
         tokenizer=trainer.rows.tokenizer, processing_class=trainer.processing_class,
         train_data=trainer.train_dataset, eval_data=trainer.eval_dataset,
         left_out=trainer.rows.left_out.get('train', 0), with_images=trainer.rows.has_images,
-        recomputed=trainer.not_packed, all_logits=fused_head(trainer.model)[1],
+        recomputed=trainer.plan.why_not_packed, all_logits=trainer.plan.why_not_fused,
         optimizer=None if sharded else trainer.optimizer, step=trainer.state.global_step, sharded_by=sharded,
         own_loss='' if kind.compute_loss is DPOTrainer.compute_loss else kind.__name__,
         loss_of=partial(trainer.compute_loss, trainer.model),

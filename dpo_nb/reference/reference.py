@@ -28,7 +28,7 @@ from transformers.utils import logging
 from ..data.collator import ref_columns
 from ..logps import TokenScores
 from ..losses.registry import needs_reference
-from ..model.forward import score
+from ..model.forward import Plan, score
 from .cache import RefCache, weights_stamp
 from .copies import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter, spread_reference
 from .precompute import Ranks, compute_logps, precompute, reference_hash
@@ -41,6 +41,7 @@ _logger = logging.get_logger(__name__)
 class RefWeights:
     "The weights that log-probs are computed with: a model of its own or the policy's, and where they lie."
     needed = True # Does a loss look at it?
+    plan = None # How log-probs are computed, from `set_up_forward`; None: decided batch by batch
     hash = None # Its name, where columns were computed with it
 
     def __init__(self,
@@ -90,7 +91,7 @@ class Reference(RefWeights):
     )->TokenScores: # Every field `[2B,T-1]`, nats
         "Log-probs of the completions, token by token, without gradient."
         with torch.no_grad(), self.acting(policy) as model, self.autocast():
-            return score(model, batch, stats=False)
+            return score(model, batch, stats=False, plan=self.plan)
 
     def logps(self,
         policy:nn.Module, # As the trainer calls it, perhaps wrapped
@@ -107,6 +108,12 @@ class Reference(RefWeights):
     ): # The same
         "Nothing to add to a dataset: log-probs are computed batch by batch."
         return dataset
+
+    def use_plan(self,
+        plan:Plan, # Of the model that returns the log-probs
+    )->None:
+        "From now on compute log-probs like this."
+        self.plan = plan
 
     def release(self)->None:
         "Let go of what was made for `fill` alone: nothing."
@@ -144,6 +151,8 @@ class Wrapped(Reference):
     ):
         super().__init__(inner.model, inner.sums, inner.given)
         self.inner, self.kind = inner, kind
+
+    def use_plan(self, plan:Plan)->None: self.inner.use_plan(plan)
 
     def place(self, accelerator:Accelerator)->None:
         "As the inner one."

@@ -37,8 +37,9 @@ class Step:
     loss:Tensor # Scalar
 
 # %% ../../nbs/train/pair_trainer.ipynb #aed3dad4
-beside_the_model = (*pair_columns, row_column, 'labels')  # what a batch holds for others than the models
+beside_the_model = (*pair_columns, row_column, 'labels')
 
+# %% ../../nbs/train/pair_trainer.ipynb #657c083d
 class PairTrainer(Trainer):
     "A `Trainer` whose loss is that of preference pairs; takes its parts ready-made."
     def __init__(self,
@@ -53,7 +54,7 @@ class PairTrainer(Trainer):
         **kwargs, # Further arguments of `Trainer`
     ):
         self.reference, self.objective, self.rows = reference, objective, rows
-        self.metric_log, self.eval_prefix = MetricLog(), 'eval'
+        self.metric_log, self.eval_prefix, self.plan = MetricLog(), 'eval', None
         self.data_collator = rows.collate_with(data_collator)
         super().__init__(model, args, self.data_collator, rows.prepare(train_dataset, 'train'),
                          rows.prepare(eval_dataset, 'eval'), **kwargs)
@@ -70,7 +71,7 @@ class PairTrainer(Trainer):
 
     def score(self, model:nn.Module, batch:dict)->TokenScores:
         "Scores of the policy, under the run's autocast."
-        with self.accelerator.autocast(): return score(model, batch, log_p2=self.objective.needs_log_p2)
+        with self.accelerator.autocast(): return score(model, batch, plan=self.plan, log_p2=self.objective.needs_log_p2)
 
     def compute_loss(self, model:nn.Module, inputs:dict, return_outputs:bool=False, num_items_in_batch:Tensor|int|None=None):
         "Batch → log-probs of reference and policy → pairs → one loss."
