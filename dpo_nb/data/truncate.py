@@ -8,7 +8,7 @@ __all__ = ['truncation_modes', 'notes', 'truncate', 'pair_lengths', 'stop_positi
            'prepare_dataset']
 
 # %% ../../nbs/data/truncate.ipynb #75f970f9
-import inspect
+import inspect, json
 from itertools import islice
 
 import numpy as np
@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from .coverage import coverage
 from .formats import check_columns, check_texts, is_conversational, not_answers, token_columns
-from .messages import json_columns, keep_nulls, known_roles, read_row
+from .messages import any_unknown, json_columns, keep_nulls, read_row
 from .tokenize import prepare_row, render_ids, row_template, template_kwargs
 
 # %% ../../nbs/data/truncate.ipynb #892a881f
@@ -145,14 +145,13 @@ def note_row(
     p, c, r = (out[k] for k in ('prompt','chosen','rejected'))
     chat = is_conversational(out)
     template = row_template(row, tokenizer) if chat else ''
-    roles = {m['role'] for m in [*p, *c, *r]} if chat else set()
     return dict(
         boundary_moved=out['boundary_moved']>0,
         same_answers=out['chosen_ids']==out['rejected_ids'],
         other_turns=chat and any(m['role'] in (*not_answers, 'tool') for m in [*c, *r]),
         inside_word=not chat and 'prompt' not in row and all(s.isalnum() for s in (p[-1], c[0], r[0])),
         tools_unseen=chat and bool(template_kwargs(row)['tools']) and 'tools' not in template,
-        odd_role=any(role not in known_roles and f"'{role}'" not in template and f'"{role}"' not in template for role in roles))
+        odd_role=chat and any_unknown([*p, *c, *r], template))
 
 # %% ../../nbs/data/truncate.ipynb #6f9160cd
 def tokenize_dataset(
@@ -164,9 +163,11 @@ def tokenize_dataset(
     "Every row through `prepare_row`; on disk, cached under rows, tokenizer and code."
     modules = [inspect.getmodule(f) for f in (check_texts, keep_nulls, prepare_row)]
     code = Hasher.hash([inspect.getsource(f) for f in (*modules, note_row, _map_row)])
-    kw = dict(with_indices=True, fn_kwargs=dict(tokenizer=tokenizer, name=name, code=code, features=json_columns(dataset.features)))
+    given = dict(tokenizer=tokenizer, name=name, code=code, features=json_columns(dataset.features))
+    kw = dict(with_indices=True, fn_kwargs=given)
     if isinstance(dataset, IterableDataset): return dataset.map(_stream_row, **kw)
     types, workers = _types(dataset), num_proc and min(num_proc, len(dataset))
+    given['mixed'] = [k for k in ('prompt','chosen','rejected') if isinstance(types[k], Json)]
     try: dataset = dataset.map(_map_row, features=types, num_proc=workers, desc=f'Tokenizing the {name} dataset', **kw)
     except ValueError as e: raise e.with_traceback(None) from None
     _tell(dataset, tokenizer, name)
@@ -185,10 +186,11 @@ def _holds_messages(dataset, column):
     batches = dataset.select_columns([column]).with_format('arrow').iter(10_000)
     return any(pc.any(pc.match_substring_regex(b[column], r'^\s*\[\s*\{')).as_py() for b in batches)
 
-def _map_row(row, i, tokenizer, name, code, features):
+def _map_row(row, i, tokenizer, name, code, features, mixed=()):
     row = keep_nulls(row, features)
     out = prepare_row(row, tokenizer, f"row {i} of the {name} dataset")
     changed = {k: v for k,v in out.items() if k!='boundary_moved' and (k not in row or row[k] is not v)}
+    changed |= {k: json.dumps(out[k]) for k in mixed if isinstance(out[k], str)}   # `Json` would read a text such as "4" as the number
     return changed | note_row(row, out, tokenizer)
 
 def _stream_row(row, i, **kw):
