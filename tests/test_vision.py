@@ -1,4 +1,4 @@
-"""Pictures: the collator makes TRL 1.16.0's batches, for eight families of processors; training logs the same numbers.
+"""Images: the collator makes TRL 1.16.0's batches, for eight families of processors; training logs the same numbers.
 
 Processors and models are made here (`tiny_vlms`); TRL runs live on copies of the same rows."""
 import copy, json
@@ -35,7 +35,7 @@ BATCHES = dict(one=[ONE], several=[ONE, TWO, TURNS], mixed=[NONE, TWO, ONE], tex
 
 
 def theirs(proc, rows, **kw):
-    "The batch of TRL's collator, which changes its rows; on pictures it is given every prompt's twice."
+    "The batch of TRL's collator, which changes its rows; on images it is given every prompt's twice."
     DataCollatorForVisionPreference = live_trl('trl.trainer.dpo_trainer').DataCollatorForVisionPreference
     return DataCollatorForVisionPreference(proc, **kw)([copy.copy(r) for r in rows])
 
@@ -87,7 +87,7 @@ def test_rows_are_not_changed():
     assert [repr(r) for r in rows] == before
 
 
-def test_filling_to_a_multiple_is_only_filling():
+def test_padding_to_a_multiple_is_only_padding():
     proc = processor('qwen2_vl')
     plain, wide = (DataCollatorForVisionPreference(proc, pad_to_multiple_of=m)([ONE, TWO]) for m in (None, 64))
     n = plain['input_ids'].shape[1]
@@ -184,7 +184,7 @@ def test_evaluation_logs_what_trl_logs(folder, tmp_path):
 
 
 @pytest.mark.parametrize('family', ['llava', 'qwen2_vl'])
-def test_text_for_a_model_that_sees_logs_what_trl_logs(family, folder, tmp_path):
+def test_text_for_a_vision_language_model_logs_what_trl_logs(family, folder, tmp_path):
     text = [dict(prompt=[dict(role='user', content=f'Which number is {i}?')], chosen=says(f'It is {i}.'), rejected=says('No idea.')) for i in range(6)]
     both_log_the_same(folder, family, tmp_path, data=text)
 
@@ -194,7 +194,7 @@ def test_lora_on_the_language_part_logs_what_trl_logs(folder, tmp_path):
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-def test_eyes_and_tongue_get_gradients(family, folder, tmp_path):
+def test_vision_encoder_and_language_model_get_gradients(family, folder, tmp_path):
     t = trainer(dpo_nb, folder, family, tmp_path)
     t.model.train()
     t.compute_loss(t.model, t._prepare_inputs(t.data_collator(ROWS[:2]))).backward()
@@ -212,7 +212,7 @@ def test_a_stream_trains_like_a_dataset(folder, tmp_path):
 
 
 def test_the_reference_is_asked_about_every_picture(folder, tmp_path):
-    "Rows with the same words and other pictures are other rows, so nothing is remembered, and nothing packed."
+    "Rows with the same words and other images are other rows, so nothing is remembered, and nothing packed."
     t = trainer(dpo_nb, folder, 'llava', tmp_path, max_steps=-1, num_train_epochs=2)
     assert type(t.reference).__name__ != "Remembered" and not t.model.config._attn_implementation.endswith('shared_prefix')
 
@@ -236,10 +236,10 @@ def test_the_processor_is_saved_with_the_model(folder, tmp_path):
 
 @pytest.mark.parametrize('kw, words', [
     (dict(max_length=64, truncation_mode='keep_end'), "truncation_mode='keep_end' would cut the prompt"),
-    (dict(precompute_ref_log_probs=True), 'precompute_ref_log_probs=True is not supported with pictures'),
-    (dict(padding_free=True), 'padding_free=True is not supported with pictures'),
-    (dict(loss_on='assistant'), "loss_on='assistant' is not supported with pictures"),
-    (dict(max_length=64, overlong='drop'), "overlong='drop' is not supported with pictures"),
+    (dict(precompute_ref_log_probs=True), 'precompute_ref_log_probs=True is not supported with images'),
+    (dict(padding_free=True), 'padding_free=True is not supported with images'),
+    (dict(loss_on='assistant'), "loss_on='assistant' is not supported with images"),
+    (dict(max_length=64, overlong='drop'), "overlong='drop' is not supported with images"),
     (dict(max_length=6), 'row 0 of the train dataset has image tokens up to place'),
 ])
 def test_refusals(kw, words, folder, tmp_path):
@@ -293,7 +293,7 @@ def test_the_doctor_reads_rows_with_pictures(folder, tmp_path):
 
 
 def test_the_command_line_trains_on_a_folder_of_pictures(folder, tmp_path):
-    "Pictures beside a metadata.jsonl, as `datasets` reads them; the model and its processor are found in one folder."
+    "Images beside a metadata.jsonl, as `datasets` reads them; the model and its processor are found in one folder."
     from dpo_nb.run.job import ModelArguments, ScriptArguments, build_job, run_job
     model, data = tmp_path/'model', tmp_path/'data'/'train'
     tiny('gemma3')[1].save_pretrained(model)

@@ -48,9 +48,20 @@ def check_messages(
     for i,m in enumerate(messages):
         if not isinstance(m, Mapping): raise ValueError(f"{where}: message {i} is {_show(m)}; it must be a dict such as {example}")
         fields = [k for k,v in m.items() if v is not None]
-        rename = " (rename 'from' to 'role' and 'value' to 'content')" if 'value' in fields else ''
-        if not isinstance(m.get('role'), str): raise ValueError(f"{where}: message {i} has the fields {fields}; it must be a dict such as {example}{rename}")
+        if not isinstance(m.get('role'), str):
+            rename = _rename if 'value' in fields else ''
+            raise ValueError(f"{where}: message {i} has the fields {fields}; it must be a dict such as {example}{rename}")
         if fields==['role']: raise ValueError(f"{where}: message {i}, of role {m['role']!r}, has no 'content'; it must be a dict such as {example}")
+        if not _is_content(m.get('content')):
+            raise ValueError(f"{where}: message {i} has the content {_show(m['content'])}; "
+                             "it must be a string, or a list of blocks such as {'type': 'text', 'text': '…'}")
+
+_rename = " (rename 'from' to 'role' and 'value' to 'content'; from dpo_nb.data.messages import standard_row; dataset.map(standard_row) does it)"
+
+def _is_content(x):
+    "Nothing, a text, or blocks."
+    if x is None or isinstance(x, str): return True
+    return isinstance(x, (list, tuple)) and all(isinstance(b, Mapping) for b in x)
 
 _repr = Repr()
 _repr.maxstring = _repr.maxother = 60
@@ -90,7 +101,13 @@ def check_split(
 def _blank(x):
     "Is there nothing to read, neither text nor a call of a tool?"
     if isinstance(x, str): return not x.strip()
-    return all(_blank(m.get('content') or '') and not any(v for k,v in m.items() if k not in ('role','content')) for m in x)
+    return all(_blank(_content(m)) and not any(v for k,v in m.items() if k not in ('role','content')) for m in x)
+
+def _content(message):
+    "The text of a message, its blocks joined; a block of another kind counts as text."
+    content = message.get('content') or ''
+    if isinstance(content, str): return content
+    return ''.join(b['text'] if isinstance(b.get('text'), str) else str(b.get('type', '')) for b in content)
 
 # %% ../../nbs/data/formats.ipynb #d1963df1
 not_answers = ('user', 'human', 'system', 'developer')  # roles that no answer begins with
@@ -139,8 +156,9 @@ def _asked(x):
     "The texts in a value that a user may have written: itself, or the user's turns."
     if isinstance(x, str): return (x,) if x.strip() else ()
     turns = [m for m in x if isinstance(m, Mapping)] if isinstance(x, (list, tuple)) else []
-    texts = [m.get('content', m.get('value')) for m in turns if m.get('role', m.get('from')) in ('user','human')]
-    return tuple(t for t in texts if isinstance(t, str) and t.strip())
+    asked = [m for m in turns if m.get('role', m.get('from')) in ('user','human')]
+    texts = [m['value'] if isinstance(m.get('value'), str) else _content(m) for m in asked if _is_content(m.get('content'))]
+    return tuple(t for t in texts if t.strip())
 
 def _prose(name, asked):
     words = sorted(len(t[0].split()) for t in asked)
@@ -148,7 +166,7 @@ def _prose(name, asked):
 
 def _within(texts, whole):
     "Do all these texts stand in a prompt or answer, white space aside?"
-    whole = whole if isinstance(whole, str) else ' '.join(str(m.get('content')) for m in whole)
+    whole = whole if isinstance(whole, str) else ' '.join(map(_content, whole))
     return all(' '.join(t.split()) in ' '.join(whole.split()) for t in texts)
 
 # %% ../../nbs/data/formats.ipynb #450efabb
@@ -165,7 +183,7 @@ def check_columns(
     missing = [c for c in ('chosen','rejected') if c not in columns]
     if missing: raise ValueError(f"the {name} dataset has no column {' and no column '.join(map(repr, missing))}, only {columns}; "
                                  "a preference dataset has 'prompt', 'chosen' and 'rejected'")
-    if {'image','images'} & set(columns): raise ValueError(f"the {name} dataset has images, and what reads it here reads only text; pass it to DPOTrainer as train_dataset, with the processor of a model that sees, or remove the column")
+    if {'image','images'} & set(columns): raise ValueError(f"the {name} dataset has images, and what reads it here reads only text; pass it to DPOTrainer as train_dataset, with a vision-language model and its processor, or remove the column")
     if 'prompt' in columns or not rows: return
     for i,r in enumerate(rows): check_texts(r, f"row {i} of the {name} dataset")
     found = unread_prompt(rows)

@@ -14,15 +14,21 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging
 
 from .collator import (DataCollatorForPreference, mask_columns, pad_right, pair_columns, ref_columns,
                                   row_column)
+from .coverage import Coverage, coverage
 from .formats import is_conversational, read_columns, token_columns
+from .messages import message_text, read_row
 from .selection import check_numbers, handle_overlong, mark_turns, name_columns
 from .tokenize import render_ids
-from .truncate import prepare_dataset
-from .vision import (DataCollatorForVisionPreference, check_features, check_rows, check_vision_settings, has_images,
+from .truncate import decode_again, decoded, plain_dataset, prepare_dataset
+from .vision import (DataCollatorForVisionPreference, check_features, check_media, check_rows, check_vision_settings, has_images,
                                 image_columns, pair_texts, row_images, text_tokenizer)
+
+# %% ../../nbs/data/rows.ipynb #3eef3781
+_logger = logging.get_logger(__name__)
 
 # %% ../../nbs/data/rows.ipynb #36c745e9
 def check_dataset(
@@ -73,13 +79,17 @@ def text_prompts(
 
 def _row_prompt(row, tokenizer):
     prompt = row.get('prompt')
-    if prompt is not None and not isinstance(prompt, str): prompt = str(prompt[-1].get('content'))
+    if prompt is not None and not isinstance(prompt, str): prompt = message_text(prompt[-1])
     return prompt or tokenizer.decode(row['prompt_ids']), list(row['prompt_ids'])
 
 def _own_prompt(prompt, tokenizer, chat):
     if isinstance(prompt, str) and not chat: return prompt, render_ids(tokenizer, prompt)
     talk = [dict(role='user', content=prompt)] if isinstance(prompt, str) else prompt
-    return str(talk[-1].get('content')), render_ids(tokenizer, talk, add_generation_prompt=True)
+    if not is_conversational(dict(prompt=talk)):
+        raise TypeError(f"a prompt must be a text or a list of messages such as [{{'role': 'user', 'content': '…'}}], got {prompt!r}")
+    goes_on = talk[-1]['role']=='assistant'
+    ids = render_ids(tokenizer, talk, add_generation_prompt=not goes_on, continue_final_message=goes_on)
+    return message_text(talk[-1]), ids
 
 # %% ../../nbs/data/rows.ipynb #5fc2eeba
 class PairRows:
@@ -113,10 +123,17 @@ class PairRows:
         if dataset is None: return None
         if isinstance(dataset, dict): return {k: self.prepare(d, k) for k,d in dataset.items()}
         check_dataset(dataset, f'the {name} dataset')
-        if isinstance(dataset, Dataset) and dataset.format['type']: dataset = dataset.with_format(None)  # lists are read here, not tensors
+        dataset = plain_dataset(dataset, name)  # lists are read here, not tensors
+        if isinstance(self.processing_class, ProcessorMixin): check_media(list(islice(iter(dataset), 16)), name)
         if self.numbered and name=='train': dataset = number_rows(dataset)
-        if self.own_way: return self.own_way(dataset, self.processing_class, self.args, name)
+        if self.own_way: return self.own_way(dataset, self.tokenizer, self.args, name)
         return self.tokenize(dataset, name)
+
+    def coverage(self,
+        rows:Iterable[dict], # Prepared, with their texts
+    )->Coverage:
+        "How much of the text that these rows carry reaches the model."
+        return coverage(rows, self.texts, lambda text: decode_again(text, self.tokenizer))
 
 # %% ../../nbs/data/rows.ipynb #a966293f
 class TextRows(PairRows):
@@ -155,8 +172,8 @@ class TextRows(PairRows):
     def texts(self,
         row:dict, # Prepared
     )->dict[str, str]: # prompt, chosen, rejected
-        "A row as the model sees it, as text."
-        return {k: self.tokenizer.decode(row[f'{k}_ids']) for k in ('prompt','chosen','rejected')}
+        "A row as the model is given it, as text."
+        return decoded(row, self.tokenizer)
 
 # %% ../../nbs/data/rows.ipynb #17acd12d
 class ImageRows(PairRows):
@@ -182,7 +199,10 @@ class ImageRows(PairRows):
     def tokenize(self, dataset:Dataset|IterableDataset, name:str='train'):
         "Nothing is tokenized yet; columns are named, and the first rows are read."
         a = self.args
-        if self.reader: check_rows(dataset, self.reader, name)
+        if self.reader:
+            check_rows(dataset, self.reader, name)
+            lost = self.coverage(islice(iter(dataset), 8))
+            if lost.lost: _logger.warning(f'{name}: {lost}')
         for flag,old,new in zip(('weight_column','margin_column'), (a.weight_column, a.margin_column), pair_columns):
             if old and isinstance(dataset, Dataset): check_numbers(dataset[old], flag, old, name)
             if old: dataset = dataset.rename_column(old, new)
@@ -212,7 +232,7 @@ def make_rows(
     dataset:Dataset|IterableDataset, # To train on
     args:object, # A `DPOConfig`; only read
 )->PairRows: # `TextRows` or `ImageRows`, which have the same methods
-    "Text or images? Decided by the first row."
-    first = next(iter(dataset), {})
-    kind = ImageRows if has_images(first) else TextRows
-    return kind(processing_class, args, is_conversational(first))
+    "Text or images? Decided by the first rows; an image in one of them is enough."
+    few = [read_row(r) for r in islice(iter(dataset), 16)]
+    kind = ImageRows if any(map(has_images, few)) else TextRows
+    return kind(processing_class, args, any(map(is_conversational, few[:1])))

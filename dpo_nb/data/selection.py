@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .collator import mask_columns, pair_columns
 from .formats import is_conversational, read_columns, token_columns
+from .messages import json_columns, keep_nulls
 from .tokenize import common_prefix_length, render_ids, template_kwargs
 from .truncate import pair_lengths
 
@@ -57,12 +58,13 @@ def mark_turns(
     lost = [c for c in ('prompt','chosen','rejected') if c not in (dataset.column_names or ())]
     if lost and isinstance(dataset, Dataset):
         raise ValueError(f"loss_on='assistant' needs the messages, and the {name} dataset has no column {lost[0]!r}; pass it before tokenizing")
-    kw = dict(with_indices=True, fn_kwargs=dict(tokenizer=tokenizer, name=name))
+    kw = dict(with_indices=True, fn_kwargs=dict(tokenizer=tokenizer, name=name, given=json_columns(dataset.features)))
     if isinstance(dataset, IterableDataset): return dataset.map(_mark, **kw)
     kinds = Features(dict(dataset.features) | {c: List(Value('int8')) for c in mask_columns})
     return dataset.map(_mark, features=kinds, num_proc=num_proc and min(num_proc, len(dataset)), desc=f'Marking turns of the {name} dataset', **kw)
 
-def _mark(row, i, tokenizer, name):
+def _mark(row, i, tokenizer, name, given):
+    row = keep_nulls(row, given)
     where, out = f"row {i} of the {name} dataset", {}
     for side,column,ids in zip(('chosen','rejected'), mask_columns, token_columns[1:]):
         if is_conversational(row): out[column] = assistant_mask({k: row[k] for k in read_columns if k in row}, side, tokenizer, where)[len(row['prompt_ids']):]

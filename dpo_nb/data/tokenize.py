@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['common_prefix_length', 'without_none', 'render_ids', 'template_kwargs', 'add_eos', 'tokenize_row', 'check_tokenizer',
-           'prepare_row', 'describe']
+           'row_template', 'prepare_row', 'describe']
 
 # %% ../../nbs/data/tokenize.ipynb #b47c20a4
 import json
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from itertools import islice
 
 from .formats import check_answers, check_columns, check_split, check_texts, extract_prompt, is_conversational, layout, read_columns
+from .messages import Kept, check_blocks, check_roles, fit_messages, read_row
 
 # %% ../../nbs/data/tokenize.ipynb #1a70fb53
 def common_prefix_length(
@@ -26,6 +27,7 @@ def without_none(
     x, # Messages, tools, any nesting of dicts and lists
 ): # The same, with fewer fields
     "A nested value without the dict fields that hold None, as Arrow adds them."
+    if isinstance(x, Kept): return x                                           # its nulls are meant
     if isinstance(x, Mapping): return {k: without_none(v) for k,v in x.items() if v is not None}
     return [without_none(v) for v in x] if isinstance(x, (list, tuple)) else x
 
@@ -37,7 +39,8 @@ def render_ids(
 )->list[int]: # Token ids
     "Token ids of a text or of a conversation."
     if isinstance(text, str): return tokenizer(text)['input_ids']
-    return tokenizer.apply_chat_template(without_none(text), tokenize=True, return_dict=True, **kwargs)['input_ids']
+    messages = fit_messages(tokenizer, without_none(text), kwargs.get('chat_template'))
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)['input_ids']
 
 # %% ../../nbs/data/tokenize.ipynb #61f6940a
 def template_kwargs(
@@ -88,6 +91,15 @@ def check_tokenizer(
     elif 'chat_template' not in template_kwargs(row, where) and tokenizer.chat_template is None:
         raise ValueError(f"{where} is conversational, but the tokenizer has no chat template; set tokenizer.chat_template, or give prompt, chosen and rejected as strings")
 
+# %% ../../nbs/data/tokenize.ipynb #abc54a53
+def row_template(
+    row:Mapping, # An example; perhaps with chat_template_kwargs
+    tokenizer, # A `PreTrainedTokenizerBase` or `ProcessorMixin`
+    where:str='this row', # For the message
+)->str: # Empty if there is none
+    "The chat template that prints this row, as text."
+    return str(template_kwargs(row, where).get('chat_template') or tokenizer.chat_template or '')
+
 # %% ../../nbs/data/tokenize.ipynb #cb639e8a
 def prepare_row(
     row:Mapping, # A row of the dataset, in any of the four layouts
@@ -95,14 +107,19 @@ def prepare_row(
     where:str='this row', # For the message, such as "row 3 of the train dataset"
 )->dict: # prompt, chosen, rejected as they are trained on, and what `tokenize_row` returns
     "One row from the dataset to token ids: check, split the prompt off, end with EOS, tokenize."
-    if row.get('image') is not None or row.get('images'): raise ValueError(f"{where} has images, and the first rows have none, so that all of it is read as text; "
-                                                                            "give every row the column, with None or [] where there is no picture")
+    if row.get('image') is not None or row.get('images'):
+        raise ValueError(f"{where} has images, and the first rows have none, so that all of it is read as text; "
+                         "give every row the column, with None or [] where there is no image")
+    row = read_row(row, where)
     check_texts(row, where)
     implicit = 'prompt' not in row
     row = {k: row[k] for k in read_columns if k in row} | (extract_prompt(row) if implicit else {})
     if implicit: check_split(row, where)
+    template = row_template(row, tokenizer, where) if is_conversational(row) else ''
+    check_roles(row, template, where)
     check_answers(row, where)
     check_tokenizer(row, tokenizer, where)
+    check_blocks(row, template, where)
     if not is_conversational(row): row |= add_eos(row, tokenizer.eos_token)
     try: ids = tokenize_row(row, tokenizer)
     except Exception as e: raise ValueError(f"{where}: {type(e).__name__} in the chat template or the tokenizer: {e}") from e
@@ -117,7 +134,7 @@ def describe(
     row:int=0, # Which row to show
 )->str: # To print
     "The layout of a dataset in words, and one of its rows as the model will see it."
-    rows = list(islice(iter(dataset), row+1))
+    rows = [read_row(r) for r in islice(iter(dataset), row+1)]
     if len(rows) <= row: raise ValueError(f"row={row} is beyond the end of the dataset, which has {len(rows)} rows")
     check_columns(rows[row], rows=rows)
     out, read = prepare_row(rows[row], tokenizer, f"row {row}"), [c for c in rows[row] if c in read_columns]

@@ -4,20 +4,23 @@
 
 # %% auto #0
 __all__ = ['truncation_modes', 'notes', 'truncate', 'pair_lengths', 'stop_positions', 'truncation_report', 'report_text',
-           'drop_full_prompts', 'note_row', 'tokenize_dataset', 'prepare_dataset']
+           'drop_full_prompts', 'note_row', 'tokenize_dataset', 'decoded', 'decode_again', 'plain_dataset',
+           'prepare_dataset']
 
 # %% ../../nbs/data/truncate.ipynb #75f970f9
-import inspect
+import inspect, json
 from itertools import islice
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, Features, IterableDataset, List, Value
+from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from datasets.fingerprint import Hasher
 from transformers.utils import logging
 
+from .coverage import coverage
 from .formats import check_columns, check_texts, is_conversational, not_answers, token_columns
-from .tokenize import prepare_row, render_ids, template_kwargs
+from .messages import any_unknown, json_columns, keep_nulls, read_row
+from .tokenize import prepare_row, render_ids, row_template, template_kwargs
 
 # %% ../../nbs/data/truncate.ipynb #892a881f
 truncation_modes = ('keep_start', 'keep_end')
@@ -97,12 +100,13 @@ def drop_full_prompts(
     max_length:int|None, # As given to the collator
     truncation_mode:str='keep_start', # As given to the collator
     name:str='train', # For the message
+    lengths:np.ndarray|None=None, # From `pair_lengths`, if they are known
 ): # The same kind of dataset
     "Without the pairs whose prompt alone fills `max_length`: keep_start would leave them no answer."
     if max_length is None: return dataset
     if isinstance(dataset, IterableDataset): return dataset.filter(_Room(max_length, truncation_mode, name))
     if truncation_mode!='keep_start': return dataset
-    fits = pair_lengths(dataset)[:,0] < max_length
+    fits = (pair_lengths(dataset) if lengths is None else lengths)[:,0] < max_length
     if not fits.any(): raise ValueError(_no_room(f'all {len(fits)} rows', max_length, name))
     return dataset if fits.all() else dataset.select(np.flatnonzero(fits))
 
@@ -129,7 +133,8 @@ notes = dict(  # what is noted of a row while it is tokenized → what the repor
     same_answers="chosen and rejected are the same tokens, and such a pair teaches nothing",
     other_turns="an answer holds turns of a user, the system or a tool, which are trained as if the model had written them",
     inside_word="the beginning that both answers share ends inside a word; is the prompt in another column?",
-    tools_unseen="there are tools, but the chat template has no place for them")
+    tools_unseen="there are tools, but the chat template has no place for them",
+    odd_role="a message has a role that neither we nor the chat template know by name")
 
 def note_row(
     row:dict, # As the dataset holds it
@@ -139,10 +144,14 @@ def note_row(
     "What is worth counting about a row that is no error."
     p, c, r = (out[k] for k in ('prompt','chosen','rejected'))
     chat = is_conversational(out)
-    return dict(boundary_moved=out['boundary_moved']>0, same_answers=out['chosen_ids']==out['rejected_ids'],
-                other_turns=chat and any(m['role'] in (*not_answers, 'tool') for m in [*c, *r]),
-                inside_word=not chat and 'prompt' not in row and all(s.isalnum() for s in (p[-1], c[0], r[0])),
-                tools_unseen=chat and bool(template_kwargs(row)['tools']) and 'tools' not in str(tokenizer.chat_template))
+    template = row_template(row, tokenizer) if chat else ''
+    return dict(
+        boundary_moved=out['boundary_moved']>0,
+        same_answers=out['chosen_ids']==out['rejected_ids'],
+        other_turns=chat and any(m['role'] in (*not_answers, 'tool') for m in [*c, *r]),
+        inside_word=not chat and 'prompt' not in row and all(s.isalnum() for s in (p[-1], c[0], r[0])),
+        tools_unseen=chat and bool(template_kwargs(row)['tools']) and 'tools' not in template,
+        odd_role=chat and any_unknown([*p, *c, *r], template))
 
 # %% ../../nbs/data/truncate.ipynb #6f9160cd
 def tokenize_dataset(
@@ -152,20 +161,36 @@ def tokenize_dataset(
     name:str='train', # For messages
 ): # The same kind of dataset, with prompt_ids, chosen_ids, rejected_ids
     "Every row through `prepare_row`; on disk, cached under rows, tokenizer and code."
-    code = Hasher.hash([inspect.getsource(f) for f in (inspect.getmodule(check_texts), inspect.getmodule(prepare_row), note_row, _map_row)])
-    kw = dict(with_indices=True, fn_kwargs=dict(tokenizer=tokenizer, name=name, code=code))
+    modules = [inspect.getmodule(f) for f in (check_texts, keep_nulls, prepare_row)]
+    code = Hasher.hash([inspect.getsource(f) for f in (*modules, note_row, _map_row)])
+    given = dict(tokenizer=tokenizer, name=name, code=code, features=json_columns(dataset.features))
+    kw = dict(with_indices=True, fn_kwargs=given)
     if isinstance(dataset, IterableDataset): return dataset.map(_stream_row, **kw)
-    types = dict(dataset.features)
-    types.setdefault('prompt', types['chosen'])
-    types |= {c: List(Value('int32')) for c in token_columns} | {k: Value('bool') for k in notes}
-    try: dataset = dataset.map(_map_row, features=Features(types), num_proc=num_proc and min(num_proc, len(dataset)), desc=f'Tokenizing the {name} dataset', **kw)
+    types, workers = _types(dataset), num_proc and min(num_proc, len(dataset))
+    given['mixed'] = [k for k in ('prompt','chosen','rejected') if isinstance(types[k], Json)]
+    try: dataset = dataset.map(_map_row, features=types, num_proc=workers, desc=f'Tokenizing the {name} dataset', **kw)
     except ValueError as e: raise e.with_traceback(None) from None
     _tell(dataset, tokenizer, name)
     return dataset.remove_columns(list(notes))
 
-def _map_row(row, i, tokenizer, name, code):
+def _types(dataset):
+    "What the columns will hold; texts that are messages become what any value may be."
+    types = dict(dataset.features)
+    types |= {k: Json() for k in ('prompt','chosen','rejected') if k in types and _holds_messages(dataset, k)}
+    types.setdefault('prompt', types['chosen'])
+    return Features(types | {c: List(Value('int32')) for c in token_columns} | {k: Value('bool') for k in notes})
+
+def _holds_messages(dataset, column):
+    "Is there a text that begins as a list of dicts does?"
+    if getattr(dataset.features[column], 'dtype', None) not in ('string', 'large_string'): return False
+    batches = dataset.select_columns([column]).with_format('arrow').iter(10_000)
+    return any(pc.any(pc.match_substring_regex(b[column], r'^\s*\[\s*\{')).as_py() for b in batches)
+
+def _map_row(row, i, tokenizer, name, code, features, mixed=()):
+    row = keep_nulls(row, features)
     out = prepare_row(row, tokenizer, f"row {i} of the {name} dataset")
     changed = {k: v for k,v in out.items() if k!='boundary_moved' and (k not in row or row[k] is not v)}
+    changed |= {k: json.dumps(out[k]) for k in mixed if isinstance(out[k], str)}   # `Json` would read a text such as "4" as the number
     return changed | note_row(row, out, tokenizer)
 
 def _stream_row(row, i, **kw):
@@ -176,11 +201,40 @@ def _stream_row(row, i, **kw):
 
 def _tell(dataset, tokenizer, name):
     seen = dataset.select_columns(list(notes)).with_format('numpy')[:]
-    if seen['same_answers'].all(): raise ValueError(f"all {len(dataset)} rows of the {name} dataset have the same tokens in chosen and rejected, "
-                                                    "so there is nothing to learn; is one column a copy of the other?")
+    if seen['same_answers'].all():
+        raise ValueError(f"all {len(dataset)} rows of the {name} dataset have the same tokens in chosen and rejected, "
+                         "so there is nothing to learn; is one column a copy of the other?")
     for k,says in notes.items():
         rows = np.flatnonzero(seen[k])
-        if len(rows): _logger.warning(f"{name}: in {len(rows)} of {len(dataset)} rows {says}. First in row {rows[0]}: {_seam(dataset[int(rows[0])], tokenizer)}")
+        if not len(rows): continue
+        first = _seam(dataset[int(rows[0])], tokenizer)
+        _logger.warning(f"{name}: in {len(rows)} of {len(dataset)} rows {says}. First in row {rows[0]}: {first}")
+    _tell_lost(dataset.select(np.unique(np.linspace(0, len(dataset)-1, 64).astype(int))), tokenizer, name)
+
+def _tell_lost(rows, tokenizer, name):
+    "Warn of text that never reaches the model, and of rows of two kinds."
+    rows = list(rows)
+    found = coverage(rows, lambda r: decoded(r, tokenizer), lambda text: decode_again(text, tokenizer))
+    if 'tools' not in str(tokenizer.chat_template): found = found.without('tools')      # noted already
+    if found.lost: _logger.warning(f"{name}: {found}")
+    chat = sum(map(is_conversational, rows))
+    if 0 < chat < len(rows):
+        _logger.warning(f"{name}: of {len(rows)} rows looked at, {chat} are conversations and {len(rows)-chat} plain text, which the chat "
+                        "template does not touch; write all of them in one way, unless that is meant")
+
+def decoded(
+    row:dict, # Tokenized
+    tokenizer, # A `PreTrainedTokenizerBase`
+)->dict[str, str]: # prompt, chosen, rejected
+    "A tokenized row as text."
+    return {k: tokenizer.decode(row[f'{k}_ids']) for k in ('prompt','chosen','rejected')}
+
+def decode_again(
+    text:str, # Any
+    tokenizer, # A `PreTrainedTokenizerBase`
+)->str:
+    "What is left of a text that goes through the tokenizer and back."
+    return tokenizer.decode(tokenizer(text, add_special_tokens=False)['input_ids'])
 
 def _seam(row, tokenizer):
     "The end of the prompt and the start of the chosen answer, decoded; and what of the prompt alone did not survive."
@@ -188,6 +242,20 @@ def _seam(row, tokenizer):
     lost = render_ids(tokenizer, row['prompt'], **kw)[len(row['prompt_ids']):]
     show = [tokenizer.decode(ids) for ids in (row['prompt_ids'][-6:], row['chosen_ids'][:6], lost)]
     return f"the prompt ends {show[0]!r} and chosen begins {show[1]!r}" + (f"; the prompt alone goes on {show[2]!r}" if lost else '')
+
+# %% ../../nbs/data/truncate.ipynb #6cc73b77
+def plain_dataset(
+    dataset, # `Dataset` or `IterableDataset`, perhaps with a format or a transform
+    name:str='train', # For messages
+): # The same kind of dataset, which returns its values as they are
+    "A dataset without a format; what a transform returns is written down."
+    if not isinstance(dataset, Dataset) or dataset.format['type'] is None: return dataset
+    if dataset.format['type']!='custom': return dataset.with_format(None)        # lists are read here, not tensors
+    _logger.warning(f"{name}: the dataset's transform is applied now, once for each row; if it draws at random, every epoch has these rows")
+    written = dataset.map(_as_it_is, remove_columns=dataset.column_names, load_from_cache_file=False, desc=f'Applying the transform of the {name} dataset')
+    return written.with_format(None)
+
+def _as_it_is(row): return dict(row)
 
 # %% ../../nbs/data/truncate.ipynb #310c78ef
 def prepare_dataset(
@@ -205,14 +273,19 @@ def prepare_dataset(
         raise TypeError(f"the {name} dataset is a {type(dataset).__name__}; give a datasets.Dataset or IterableDataset, such as Dataset.from_list(rows)")
     first = list(islice(iter(dataset), 64))
     if not first: raise ValueError(f"the {name} dataset has no rows")
+    dataset = plain_dataset(dataset, name)
+    first = [read_row(r, f"row {i} of the {name} dataset") for i,r in enumerate(islice(iter(dataset), 64))]
     check_columns(dataset.column_names or first[0], name, first)
     ready = set(token_columns) <= set(first[0])
     if not ready: dataset = tokenize_dataset(dataset, tokenizer, num_proc, name)
-    if isinstance(dataset, Dataset): _report(dataset, tokenizer.eos_token_id, max_length, truncation_mode, name, _logger.warning_once if ready else _logger.warning)
-    return drop_full_prompts(dataset, max_length, truncation_mode, name)
-
-def _report(dataset, eos_id, max_length, mode, name, warn):
+    if isinstance(dataset, IterableDataset):
+        if not ready: _tell_lost(islice(iter(dataset), 16), tokenizer, name)
+        return drop_full_prompts(dataset, max_length, truncation_mode, name)
     lengths = pair_lengths(dataset)
+    _report(dataset, lengths, tokenizer.eos_token_id, max_length, truncation_mode, name, _logger.warning_once if ready else _logger.warning)
+    return drop_full_prompts(dataset, max_length, truncation_mode, name, lengths)
+
+def _report(dataset, lengths, eos_id, max_length, mode, name, warn):
     empty = np.flatnonzero((lengths[:,1:]==0).any(1))
     if len(empty): raise ValueError(f"row {empty[0]} of the {name} dataset has no token in chosen_ids or rejected_ids; drop such rows")
     report = truncation_report(lengths, max_length, mode)
