@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch import nn, Tensor
 
 from .findings import Answer, Question
-from ..losses.registry import needs_reference
+from ..losses.registry import needs_reference, records
 from ..model.checks import embedding_size, held_by, position_limit, row_extremes
 from ..model.memory import largest_batch, peak_memory
 from ..model.prefix_sharing import shares_prefix
@@ -72,17 +72,14 @@ def optimizer_holds(
     return Answer(text, all_of_them, 'nothing will be learned; make it after the adapter, from the trainable parameters', 'fail')
 
 # %% ../../nbs/diagnose/questions_model.ipynb #48452c5c
-_of_logistic = 'sigmoid', 'robust', 'cdpo', 'aot', 'aot_unpaired', 'sigmoid_norm', 'dpop', 'chi_po'
-_of_two = 'nca_pair', 'bco_pair', 'bco'
-_at_start = dict(hinge=1., apo_zero=1., apo_down=1.) | {k: math.log(2) for k in _of_logistic} | {k: 2*math.log(2) for k in _of_two}
-
 def loss_at_start(
     args:DPOConfig, # Of the run
 )->float|None: # None where it is not known beforehand
     "What the loss must be while policy and reference are one model."
     types = args.loss_type
-    known = not args.use_weighting and all(isinstance(t, str) and t in _at_start for t in types)
-    return sum(w*_at_start[t] for t,w in zip(types, args.loss_weights or [1.]*len(types))) if known else None
+    starts = [records[t].start if isinstance(t, str) else None for t in types]
+    if args.use_weighting or None in starts: return None
+    return sum(w*s for s,w in zip(starts, args.loss_weights or [1.]*len(types)))
 
 @dataclass(frozen=True)
 class FirstPass:
@@ -203,8 +200,8 @@ def beta_size(
     args:DPOConfig, # Of the run
 )->Answer: # Size 1 if it is dead
     "Is beta so small that no pair will ever count as learned?"
-    types = {t for t in args.loss_type if isinstance(t, str)}
-    other = bool({'ipo', 'sppo_hard', 'cal_dpo', 'sft'} & types) or not needs_reference(args.loss_type)
+    known = [records[t] for t in args.loss_type if isinstance(t, str)]
+    other = any(not r.fades for r in known) or not needs_reference(args.loss_type)
     return Answer(f'{args.beta:g}: a margin of 1 is {1/args.beta:,.0f} nats', float(args.beta < 1e-3 and not other))
 
 # %% ../../nbs/diagnose/questions_model.ipynb #bd992464

@@ -80,7 +80,7 @@ def loss_settings(
     c:TrainingArguments, # A `DPOConfig`
 )->dict[str, float|None]: # Hyperparameters of losses by name
     "What `bind_losses` fills in."
-    return {k: getattr(c, k) for k in loss_fields}
+    return {k: getattr(c, k) for k in loss_fields if hasattr(c, k)}
 
 # %% ../../nbs/train/config.ipynb #1e884194
 def whole_number(
@@ -308,7 +308,7 @@ def warn_unread(
     defaults:dict[str, Any], # Hyperparameters of losses and their defaults
 )->None:
     "Warn of settings that no chosen loss reads, and of values outside their theory."
-    changed = [k for k in loss_fields if getattr(c, k)!=defaults[k]]
+    changed = [k for k in defaults if getattr(c, k)!=defaults[k]]
     changed = [k for k in changed if k!='beta'] # which also scales the rewards
     names = [getattr(t, '__name__', t) for t in c.loss_type]
     for k,readers in unread(c.loss_type, changed).items():
@@ -452,7 +452,7 @@ class DPOConfig(TrainingArguments):
         check_config(self)
         check_together(self)
         check_samples(self)
-        warn_unread(self, {k: type(self).__dataclass_fields__[k].default for k in loss_fields})
+        warn_unread(self, {k: type(self).__dataclass_fields__[k].default for k in loss_settings(self)})
         warn_deprecated(self)
         self.use_cpu = self.use_cpu or not has_accelerator()
         self.bf16 = resolve_bf16(self)
