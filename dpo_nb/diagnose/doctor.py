@@ -281,8 +281,8 @@ def look_at(
     "A trainer as the questions see it."
     return Run(**read_trainer(trainer), ref_differs=ref_differs)
 
-# %% ../../nbs/diagnose/doctor.ipynb #6a408d2c
-questions = [*fit_questions, *model_questions, *data_questions, *cost_questions]
+# %% ../../nbs/diagnose/doctor.ipynb #f0031025
+questions = [*model_questions, *fit_questions, *data_questions, *cost_questions]
 
 def doctor(
     trainer, # A `DPOTrainer` before training

@@ -261,8 +261,7 @@ def gradient(
 )->Answer|None: # Size 1 if it is dead: the rounding of two equal sums leaves about 2e-7
     "Which trainable tensors the loss of one pair reaches."
     if first_gradient is None: return None
-    norms = first_gradient.norms
-    norm = math.hypot(*norms)
+    norms, norm = first_gradient.norms, math.hypot(*first_gradient.norms)
     text = f'{sum(x > 0 for x in norms)} of {len(norms)} trainable tensors, norm {norm:.2g}'
     return Answer(text, float(norm < 1e-4*args.beta))
 

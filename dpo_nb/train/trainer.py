@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['default_config', 'check_args', 'own_args', 'check_run', 'check_reference_choice', 'prepare_models', 'no_packing',
-           'share_prompts', 'DPOTrainer']
+           'share_prompts', 'check_fit', 'DPOTrainer']
 
 # %% ../../nbs/train/trainer.ipynb #40c38e39
 import os
@@ -26,6 +26,7 @@ from ..data.rows import check_train_dataset, make_rows
 from ..logps import TokenScores
 from ..losses.objective import Objective
 from ..losses.registry import needs_reference
+from ..model.checks import check_causal, check_embedding, check_optimizer, check_positions
 from ..model.forward import Plan, set_up_forward
 from ..model.load import check_trainable, is_checkpoint, load_model, prepare_adapter, prepare_tokenizer, shards_weights
 from ..reference.copies import disable_dropout
@@ -157,6 +158,19 @@ def share_prompts(
     logger.info(f"prompts are computed twice, and padding too: {plans[0].why_not_packed}")
     return plans
 
+# %% ../../nbs/train/trainer.ipynb #545bc2f7
+def check_fit(
+    policy:nn.Module, # As it will be trained
+    dataset:Dataset|IterableDataset, # Prepared
+    tokenizer:PreTrainedTokenizerBase,
+    args:DPOConfig,
+)->None:
+    "Raise if rows and model do not fit together; streams, images and sharded weights are not looked at."
+    if shards_weights(args) or not isinstance(dataset, Dataset) or 'chosen_ids' not in dataset.column_names: return
+    check_embedding(policy, dataset, tokenizer)
+    check_positions(policy, dataset, args.max_length)
+    check_causal(policy, dataset[0]['chosen_ids'][:8])
+
 # %% ../../nbs/train/trainer.ipynb #bb707056
 class DPOTrainer(KeepsRuns, WatchesRuns, OldNames, PairTrainer):
     "Trains a causal or vision-language model on preference pairs; arguments and logged metrics as TRL's `DPOTrainer`."
@@ -191,6 +205,7 @@ class DPOTrainer(KeepsRuns, WatchesRuns, OldNames, PairTrainer):
                               f_alpha_divergence_coef=args.f_alpha_divergence_coef, use_weighting=args.use_weighting,
                               ld_alpha=args.ld_alpha, **loss_settings(args))
         policy, reference = prepare_models(model, ref_model, peft_config, args, objective.logps)
+        check_optimizer(optimizers[0], policy)
         self.router_weight = router_coefficient(policy, args.router_aux_loss_coef)
         self.router = RouterLoss(policy) if self.router_weight else None
         rows = make_rows(processing_class, train_dataset, args)
@@ -203,6 +218,7 @@ class DPOTrainer(KeepsRuns, WatchesRuns, OldNames, PairTrainer):
         self.begin_watching()
         self.model.add_model_tags(self._tag_names)
         if not shards_weights(self.args): self.rows.check(self.model, self.first_batch)
+        check_fit(self.model, self.train_dataset, self.rows.tokenizer, self.args)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         "Tokenize one dataset; a subclass may do it in a way of its own, as with TRL's."
