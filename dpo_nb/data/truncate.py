@@ -217,6 +217,13 @@ def _tell(dataset, tokenizer, name):
         _logger.warning(f"{name}: in {len(rows)} of {len(dataset)} rows {says}. First in row {rows[0]}: {first}")
     _tell_lost(dataset.select(np.unique(np.linspace(0, len(dataset)-1, 64).astype(int))), tokenizer, name)
 
+def _good_rows(stream, n):
+    "The first rows, up to one that is refused; that is said when training gets there."
+    found = []
+    try: found.extend(islice(iter(stream), n))
+    except ValueError: pass
+    return found
+
 def _tell_lost(rows, tokenizer, name):
     "Warn of text that never reaches the model, and of rows of two kinds."
     rows = list(rows)
@@ -285,7 +292,7 @@ def prepare_dataset(
     ready = set(token_columns) <= set(first[0])
     if not ready: dataset = tokenize_dataset(dataset, tokenizer, num_proc, name)
     if isinstance(dataset, IterableDataset):
-        if not ready: _tell_lost(islice(iter(dataset), 16), tokenizer, name)
+        if not ready: _tell_lost(_good_rows(dataset, 16), tokenizer, name)
         return drop_full_prompts(dataset, max_length, truncation_mode, name)
     lengths = pair_lengths(dataset)
     _report(dataset, lengths, tokenizer.eos_token_id, max_length, truncation_mode, name, _logger.warning_once if ready else _logger.warning)
