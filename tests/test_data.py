@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 import dpo_nb.data.truncate as truncate_module
 from dpo_nb.data.collator import DataCollatorForPreference
 from dpo_nb.data.formats import token_columns, unread_prompt
-from dpo_nb.data.tokenize import describe, render_ids
+from dpo_nb.data.tokenize import describe, prepare_row, prepare_rows, render_ids
 from dpo_nb.data.truncate import pair_lengths, prepare_dataset
 from dpo_nb.toy import load_helpful_mini, load_toy_pairs, load_toy_tokenizer
 
@@ -402,7 +402,7 @@ def test_stream_without_known_columns(toy):
 
 def test_tokenized_passes_through(toy, monkeypatch):
     done = prepare_dataset(load_toy_pairs()['train'].select(range(20)), toy, max_length=64)
-    monkeypatch.setattr(truncate_module, 'prepare_row', lambda *a: pytest.fail('tokenized again'))
+    for f in ('prepare_row', 'prepare_rows'): monkeypatch.setattr(truncate_module, f, lambda *a: pytest.fail('tokenized again'))
     assert prepare_dataset(done, toy, max_length=64) is done
     assert list(prepare_dataset(done.to_iterable_dataset(), toy, max_length=64)) == list(done)
     bare = Dataset.from_list([dict(prompt_ids=[1]*n, chosen_ids=[2], rejected_ids=[3], ref_chosen_logps=-1., ref_rejected_logps=-2.) for n in (3, 9, 4)])
@@ -413,8 +413,8 @@ def test_cache(toy, tmp_path, monkeypatch, caplog):
     load_toy_pairs()['train'].select(range(40)).to_json(tmp_path/'rows.jsonl')
     load = lambda: load_dataset('json', data_files=str(tmp_path/'rows.jsonl'), cache_dir=str(tmp_path/'cache'), split='train')
     calls = []
-    real = truncate_module.prepare_row
-    monkeypatch.setattr(truncate_module, 'prepare_row', lambda *a: calls.append(1) or real(*a))
+    real = truncate_module.prepare_rows
+    monkeypatch.setattr(truncate_module, 'prepare_rows', lambda rows, *a: calls.extend(rows) or real(rows, *a))
     with caplog.at_level('WARNING'): first = prepare_dataset(load(), toy, max_length=64)
     assert len(calls) == 40 and not any('hash' in r.getMessage() for r in caplog.records)
     toy(['a', 'b c'], padding=True)                                                       # a used tokenizer is the same tokenizer
@@ -423,6 +423,28 @@ def test_cache(toy, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(truncate_module.inspect, 'getsource', lambda f: 'another version')
     prepare_dataset(load(), toy, max_length=64)
     assert len(calls) == 80
+
+
+@pytest.mark.parametrize('implicit', [False, True], ids=['explicit', 'implicit'])
+@pytest.mark.parametrize('kind', ['plain', 'chat', 'json', 'list', 'kwargs'])
+@both_tokenizers
+def test_together_or_one_by_one(tokenizer, kind, implicit):
+    "Many rows tokenized in one call have the ids that each has by itself, texts and conversations mixed."
+    rng = random.Random(f'{kind}{implicit}')
+    rows = plain_rows(rng, 40, implicit) if kind == 'plain' else [*chat_rows(rng, 40, implicit, kind), TEXT]
+    rng.shuffle(rows)
+    assert prepare_rows(rows, tokenizer, ['']*len(rows)) == [prepare_row(r, tokenizer) for r in rows]
+
+
+@pytest.mark.parametrize('first', ['gpt2', 'bos'])
+def test_special_tokens_of_the_tokenizer(first, gpt2):
+    "What a tokenizer adds by itself goes to plain text, and not to what a template prints."
+    tok = copy.deepcopy(gpt2)
+    if first == 'bos':
+        from tokenizers.processors import TemplateProcessing
+        tok.backend_tokenizer.post_processor = TemplateProcessing(single='<|im_start|> $A', special_tokens=[('<|im_start|>', tok.convert_tokens_to_ids('<|im_start|>'))])
+    rows = [TEXT, TALK, TEXT]
+    assert prepare_rows(rows, tok, ['']*3) == [prepare_row(r, tok) for r in rows]
 
 
 def test_processes_agree(toy):

@@ -78,7 +78,7 @@ def test_a_loss_that_asks_for_more_than_there_is():
     assert "needs ['temperature']" in str(e.value)
 
 
-def test_what_the_picture_collator_needs():
+def test_what_the_image_collator_needs():
     from dpo_nb.data.vision import DataCollatorForVisionPreference
     with pytest.raises(TypeError, match='must be a transformers processor with a tokenizer and an image processor'): DataCollatorForVisionPreference(load_toy_tokenizer())
 
@@ -159,7 +159,7 @@ def test_a_ledger_of_another_dataset():
     with pytest.raises(ValueError, match='give the dataset that was trained on'): suspicious(ledger, rows(4))
 
 
-def test_a_mixture_keeps_its_pictures(tmp_path):
+def test_a_mixture_keeps_its_images(tmp_path):
     from datasets import load_from_disk
     from dpo_nb.data.vision import draw_shapes
     from dpo_nb.run.job import load_mixture
@@ -170,7 +170,7 @@ def test_a_mixture_keeps_its_pictures(tmp_path):
     assert mixed[0]['image'].tobytes() == seen[0]['image'].tobytes() == mixed[3]['image'].tobytes()
 
 
-def test_a_picture_that_comes_late_in_a_stream_is_not_dropped(tmp_path):
+def test_an_image_that_comes_late_in_a_stream_is_not_dropped(tmp_path):
     from datasets import IterableDataset
     def late():
         for i, r in enumerate(rows(4)): yield {k: r[k] for k in ('prompt', 'chosen', 'rejected')} | (dict(images=['x.png']) if i == 2 else {})

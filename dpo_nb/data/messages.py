@@ -49,7 +49,7 @@ def mark_nulls(
 
 def _mark(key, value):
     if key in ('arguments', 'parameters') and isinstance(value, Mapping): return Kept(value)
-    if isinstance(value, Mapping): return mark_nulls(value)
+    if isinstance(value, Mapping): return {k: _mark(k, v) for k,v in value.items()}
     return [_mark(key, v) for v in value] if isinstance(value, (list, tuple)) else value
 
 # %% ../../nbs/data/messages.ipynb #28ced0ae

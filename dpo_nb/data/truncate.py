@@ -20,7 +20,7 @@ from transformers.utils import logging
 from .coverage import coverage
 from .formats import check_columns, check_texts, is_conversational, not_answers, token_columns
 from .messages import any_unknown, json_columns, keep_nulls, read_row
-from .tokenize import prepare_row, render_ids, row_template, template_kwargs
+from .tokenize import prepare_row, prepare_rows, render_ids, row_template, template_kwargs
 
 # %% ../../nbs/data/truncate.ipynb #892a881f
 truncation_modes = ('keep_start', 'keep_end')
@@ -162,13 +162,14 @@ def tokenize_dataset(
 ): # The same kind of dataset, with prompt_ids, chosen_ids, rejected_ids
     "Every row through `prepare_row`; on disk, cached under rows, tokenizer and code."
     modules = [inspect.getmodule(f) for f in (check_texts, keep_nulls, prepare_row)]
-    code = Hasher.hash([inspect.getsource(f) for f in (*modules, note_row, _map_row)])
+    code = Hasher.hash([inspect.getsource(f) for f in (*modules, note_row, _map_rows)])
     given = dict(tokenizer=tokenizer, name=name, code=code, features=json_columns(dataset.features))
     kw = dict(with_indices=True, fn_kwargs=given)
     if isinstance(dataset, IterableDataset): return dataset.map(_stream_row, **kw)
     types, workers = _types(dataset), num_proc and min(num_proc, len(dataset))
     given['mixed'] = [k for k in ('prompt','chosen','rejected') if isinstance(types[k], Json)]
-    try: dataset = dataset.map(_map_row, features=types, num_proc=workers, desc=f'Tokenizing the {name} dataset', **kw)
+    how = dict(batched=True, batch_size=256, features=types, num_proc=workers, desc=f'Tokenizing the {name} dataset')
+    try: dataset = dataset.map(_map_rows, **how, **kw)
     except ValueError as e: raise e.with_traceback(None) from None
     _tell(dataset, tokenizer, name)
     return dataset.remove_columns(list(notes))
@@ -186,17 +187,22 @@ def _holds_messages(dataset, column):
     batches = dataset.select_columns([column]).with_format('arrow').iter(10_000)
     return any(pc.any(pc.match_substring_regex(b[column], r'^\s*\[\s*\{')).as_py() for b in batches)
 
-def _map_row(row, i, tokenizer, name, code, features, mixed=()):
+def _map_rows(columns, places, tokenizer, name, code, features, mixed=()):
+    "A batch, column by column."
+    rows = [keep_nulls(dict(zip(columns, values)), features) for values in zip(*columns.values())]
+    outs = prepare_rows(rows, tokenizer, [f"row {i} of the {name} dataset" for i in places])
+    noted = [note_row(r, out, tokenizer) for r,out in zip(rows, outs)]
+    for k in mixed:
+        for out in outs: out[k] = json.dumps(out[k]) if isinstance(out[k], str) else out[k]   # `Json` would read a text such as "4" as the number
+    texts = [k for k in ('prompt','chosen','rejected') if any(k not in r or r[k] is not out[k] for r,out in zip(rows, outs))]
+    return {k: [out[k] for out in outs] for k in (*texts, *token_columns)} | {k: [n[k] for n in noted] for k in notes}
+
+def _stream_row(row, i, tokenizer, name, code, features):
     row = keep_nulls(row, features)
     out = prepare_row(row, tokenizer, f"row {i} of the {name} dataset")
-    changed = {k: v for k,v in out.items() if k!='boundary_moved' and (k not in row or row[k] is not v)}
-    changed |= {k: json.dumps(out[k]) for k in mixed if isinstance(out[k], str)}   # `Json` would read a text such as "4" as the number
-    return changed | note_row(row, out, tokenizer)
-
-def _stream_row(row, i, **kw):
-    new = _map_row(row, i, **kw)
+    new = {k: v for k,v in out.items() if k!='boundary_moved' and (k not in row or row[k] is not v)} | note_row(row, out, tokenizer)
     for k,says in notes.items():
-        if new.pop(k): _logger.warning_once(f"{kw['name']}: in some rows of this stream {says}")
+        if new.pop(k): _logger.warning_once(f"{name}: in some rows of this stream {says}")
     return new
 
 def _tell(dataset, tokenizer, name):
@@ -210,6 +216,13 @@ def _tell(dataset, tokenizer, name):
         first = _seam(dataset[int(rows[0])], tokenizer)
         _logger.warning(f"{name}: in {len(rows)} of {len(dataset)} rows {says}. First in row {rows[0]}: {first}")
     _tell_lost(dataset.select(np.unique(np.linspace(0, len(dataset)-1, 64).astype(int))), tokenizer, name)
+
+def _good_rows(stream, n):
+    "The first rows, up to one that is refused; that is said when training gets there."
+    found = []
+    try: found.extend(islice(iter(stream), n))
+    except ValueError: pass
+    return found
 
 def _tell_lost(rows, tokenizer, name):
     "Warn of text that never reaches the model, and of rows of two kinds."
@@ -279,7 +292,7 @@ def prepare_dataset(
     ready = set(token_columns) <= set(first[0])
     if not ready: dataset = tokenize_dataset(dataset, tokenizer, num_proc, name)
     if isinstance(dataset, IterableDataset):
-        if not ready: _tell_lost(islice(iter(dataset), 16), tokenizer, name)
+        if not ready: _tell_lost(_good_rows(dataset, 16), tokenizer, name)
         return drop_full_prompts(dataset, max_length, truncation_mode, name)
     lengths = pair_lengths(dataset)
     _report(dataset, lengths, tokenizer.eos_token_id, max_length, truncation_mode, name, _logger.warning_once if ready else _logger.warning)
