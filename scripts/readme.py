@@ -64,7 +64,7 @@ def readme(root=ROOT):
     cells = json.loads((root/'nbs'/'index.ipynb').read_text(encoding='utf-8'))['cells']
     for cell in cells:
         source = ''.join(cell['source'])
-        if cell['cell_type'] == 'markdown': parts.append(source)
+        if cell['cell_type'] == 'markdown': parts.append(re.sub(r'(?m)^:::.*\n?', '', source))  # the site's boxes
         elif cell['cell_type'] == 'code':
             options, code = directives(source)
             if 'hide' in options or options.get('include') == 'false': continue

@@ -168,7 +168,7 @@ def test_every_file_that_lies_outside_the_package_is_found():
     found = {n: set(f) for n, f in READERS.items()}
     assert found['guides/speed_and_memory.ipynb'] == {'memory.json', 'speed.json'} and found['labs/choose_a_loss.ipynb'] == {'choose_a_loss.json'}
     assert found['guides/scaling.ipynb'] == {f'../../configs/{p.name}' for p in (ROOT/'configs').iterdir()}
-    assert found['diagnose/pulse.ipynb'] >= {'../guides/real_model.json', '../guides/vision.json'} and found['index.ipynb'] == {'sidebar.yml'}
+    assert found['diagnose/pulse.ipynb'] >= {'../guides/real_model.json', '../guides/vision.json'} and found['index.ipynb'] == {'sidebar.yml', 'site/story.json'}
     assert not found['run/cli.ipynb'], 'files that a page makes are not fetched'
 
 

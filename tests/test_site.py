@@ -1,5 +1,5 @@
 "The site: it builds, no link is broken, and in a browser each page is whole, legible and alive, without asking another host."
-import json, math, os, re, shutil, sys
+import json, math, os, re, shutil, sys, time
 from contextlib import contextmanager
 from functools import cache, partial
 from html.parser import HTMLParser
@@ -10,6 +10,7 @@ from threading import Thread
 from urllib.parse import unquote, urlparse
 
 import pytest
+import yaml
 from conftest import copy_checkout, run
 from project import ROOT, colab_url, directives, fill, pages, settings, source_url
 
@@ -19,6 +20,9 @@ FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '-
 PAGES = [p.relative_to(ROOT/'nbs').with_suffix('.html').as_posix() for p in pages()]
 IN_ORDER = [n.replace('.ipynb', '.html') for n in re.findall(r'- (\S+\.ipynb)', (ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))]
 
+MOVED = set(yaml.safe_load((ROOT/'nbs'/'moved.yml').read_text(encoding='utf-8')))  # old addresses, which lead on
+GROUPS = {part['section']: part['contents'] for part in yaml.safe_load((ROOT/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents'] if isinstance(part, dict)}
+
 pytestmark = pytest.mark.skipif(not shutil.which('quarto') and sys.version_info < (3, 11), reason='smalldocs needs Python 3.11')
 
 
@@ -26,8 +30,13 @@ pytestmark = pytest.mark.skipif(not shutil.which('quarto') and sys.version_info 
 def site(tmp_path_factory):
     "The site, built from a copy of the checkout; the build exits with an error if the renderer warns of anything."
     checkout = copy_checkout(tmp_path_factory.mktemp('site')/'checkout')
+    started = time.monotonic()
     run(sys.executable, 'scripts/docs.py', cwd=checkout)
+    (checkout/'_docs'/'.seconds').write_text(f'{time.monotonic() - started:.0f}')
     return checkout/'_docs'
+
+
+def test_the_build_takes_less_than_five_minutes(site): assert int((site/'.seconds').read_text()) < 300
 
 
 class Links(HTMLParser):
@@ -64,7 +73,7 @@ def broken(site, page, url, external):
 
 
 def test_every_page_is_built(site):
-    assert {p.relative_to(site).as_posix() for p in site.rglob('*.html')} == {*PAGES, '404.html'}
+    assert {p.relative_to(site).as_posix() for p in site.rglob('*.html')} == {*PAGES, '404.html', 'names.html', *(f'{old}.html' for old in MOVED)}
 
 
 def test_no_broken_link_and_nothing_from_another_host(site):
@@ -131,9 +140,11 @@ def test_every_page_can_be_run_taken_away_and_left(site):
         copy = (site/page).parent/next(l for l in links if l.endswith('.ipynb') and ':' not in l)
         assert copy.read_text(encoding='utf-8') == fill((ROOT/'nbs'/name).read_text(encoding='utf-8'), cfg), page
         text = (site/page).read_text(encoding='utf-8')
-        assert text.count('class="pagination-link"') == 2 - (page == IN_ORDER[0]) - (page == IN_ORDER[-1]), page
+        assert text.count('class="pagination-link"') == (2 if page != IN_ORDER[0] else 0), page
         assert 'property="og:title"' in text and 'property="og:image"' in text and 'name="twitter:card"' in text and 'rel="icon"' in text, page
-    assert (site/'card.png').stat().st_size < 200_000
+        card = re.search(r'property="og:image" content="[^"]*/(cards/[^"]+)"', text)[1]
+        assert card == f'cards/{page.replace(".html", ".png")}' and (site/card).stat().st_size < 30_000, page
+    assert (site/'card.png').stat().st_size < 30_000
 
 
 PREFIX = '/' + settings()['doc_baseurl'].strip('/')
@@ -174,9 +185,9 @@ def chromium():
 
 
 @contextmanager
-def tab(chromium, width=1280, scheme='light'):
+def tab(chromium, width=1280, scheme='light', height=900):
     "A fresh tab, of a reader who has been here never before."
-    context = chromium.new_context(viewport=dict(width=width, height=900), color_scheme=scheme)
+    context = chromium.new_context(viewport=dict(width=width, height=height), color_scheme=scheme)
     yield context.new_page()
     context.close()
 
@@ -262,7 +273,7 @@ def test_every_page_weighs_less_than_one_and_a_half_megabytes(chromium, served):
             t.goto(f'{served}/{page}', wait_until='load')
             t.evaluate('document.fonts.ready.then(() => true)')
             weight = t.evaluate(WEIGHT)
-        if not 4e5 < weight < 1.5e6: heavy.append(f'{page}: {weight/1e6:.2f} MB')
+        if not 2e5 < weight < 1.5e6: heavy.append(f'{page}: {weight/1e6:.2f} MB')
     assert not heavy, '\n'.join(heavy)
 
 
@@ -278,7 +289,7 @@ def test_axe_finds_nothing(chromium, served, scheme):
     found, axe = [], (files('axe_playwright_python')/'axe.min.js').read_text(encoding='utf-8')
     rules = "" if scheme == 'light' else ", runOnly: ['color-contrast']"
     with tab(chromium, scheme=scheme) as t:
-        for page in ('index', 'tour', 'losses/ipo', 'data/collator', 'train/metrics', 'diagnose/report', 'explain/gallery', 'explain/questions', 'explain/gradient_zoo', 'explain/reading_a_run', 'token_view', 'data/batch_view', 'labs/frontier', '404'):
+        for page in ('index', 'tour', 'losses/ipo', 'data/collator', 'train/metrics', 'diagnose/report', 'explain/gallery', 'explain/questions', 'explain/gradient_zoo', 'explain/reading_a_run', 'views/tokens', 'views/batch', 'labs/frontier', 'names', '404'):
             t.goto(f'{served}/{page}.html')
             t.wait_for_function("s => document.documentElement.classList.contains('quarto-dark') === (s === 'dark')", arg=scheme)
             t.evaluate(axe)
@@ -307,7 +318,7 @@ def folded(nb):
             continue
         for line in text.splitlines():
             if line.startswith('::: {.callout'): inside = []
-            elif line.strip() == ':::': found, inside = [*found, inside], None
+            elif line.strip() == ':::' and inside is not None: found, inside = [*found, inside], None
     return found
 
 
@@ -342,27 +353,68 @@ def test_solutions_are_folded_with_their_code(chromium, served):
     assert not off and opened > 100, '\n'.join(off)
 
 
-@pytest.mark.skipif(shutil.which('quarto') is not None, reason='mended for smalldocs only')
 def test_search_shows_no_tex(site):
-    "Formulas in what the search shows are plain text, as `log π_θ(y|x)`; code keeps its backslashes."
-    shown = ' '.join(entry['text'] for entry in json.loads((site/'search.json').read_text(encoding='utf-8')))
-    assert not re.findall(r'\\(?:log|pi|beta|sigma|Delta|mathrm|theta)(?![A-Za-z])', shown) and 'log π_θ' in shown and r'\n' in shown
-    assert (site/'search.js').read_text(encoding='utf-8') == f'window.searchIndex = {(site/"search.json").read_text(encoding="utf-8")};\n'
+    "Formulas in what the search shows are plain text, as `log π_θ(y|x)`; each page and each of its sections is there."
+    text = (site/'site'/'index.js').read_text(encoding='utf-8')
+    index = json.loads(text.removeprefix('window.siteIndex = ').rstrip(';\n'))
+    shown = ' '.join(section[2] for page in index for section in page['sections'])
+    assert not re.findall(r'\\(?:log|pi|beta|sigma|Delta|mathrm|theta)(?![A-Za-z])', shown) and 'log π_θ' in shown
+    assert {page['url'] for page in index} == {*PAGES, 'names.html'} and all(page['title'] for page in index)
 
 
-def test_search_finds_a_page(chromium, served):
+# What a reader may type, and a page that answers it. Words in any order, filler words, words the page itself does not use.
+QUERIES = {
+    'beta doubled first update': 'explain/beta', 'how many GB logits': 'model/fused_head', 'chosen reward goes down': 'explain/why_chosen_falls', 'resume after crash': 'train/checkpoints',
+    'ipo': 'losses/ipo', 'squared loss target': 'losses/ipo', 'what does beta do': 'explain/beta', 'why does the loss start at 0.693': 'tour', 'wrong labels': 'labs/noisy_labels',
+    'noisy labels robust loss': 'losses/robust', 'which loss should I use': 'labs/choose_a_loss', 'lora adapter': 'guides/lora', 'train on several GPUs': 'guides/scaling',
+    'image pairs vision model': 'guides/vision', 'tool calls': 'guides/tools', 'length bias long answers': 'explain/length_bias', 'truncate prompt keep eos': 'data/truncate',
+    'chat template formats': 'data/formats', 'padding collator': 'data/collator', 'precompute reference log probs': 'reference/precompute', 'share prompt prefix': 'model/prefix_sharing',
+    'activation offloading': 'train/offloading', 'mixture of experts aux loss': 'train/experts', 'partition function Z cancels': 'explain/from_rlhf', 'bradley terry rlhf': 'explain/from_rlhf',
+    'orpo no reference': 'losses/orpo', 'five mistakes log probs': 'logps', 'score two models on pairs': 'diagnose/scoring', 'command line train': 'run/cli', 'sync_ref_model': 'reference/sync',
+    'doctor checks before a run': 'diagnose/doctor', 'f-divergence': 'divergences',
+}
+
+
+def test_thirty_queries_find_their_page_among_the_first_three(chromium, served):
+    missed = []
     with tab(chromium) as t:
-        t.goto(f'{served}/index.html')
+        t.goto(f'{served}/tour.html')
+        field = t.locator('.site-search input')
+        for query, page in QUERIES.items():
+            field.fill(query)
+            t.wait_for_selector(f'.site-search [data-query="{query}"]')
+            hrefs = t.locator('.search-result').evaluate_all('all => all.map(a => a.href)')
+            found = list(dict.fromkeys(h.removeprefix(f'{served}/').partition('.html')[0] for h in hrefs))[:3]
+            if page not in found: missed.append(f'{query}: {found}, not {page}')
+    assert len(QUERIES) >= 30 and not missed, '\n'.join(missed)
+
+
+def test_search_is_used_with_the_keys(chromium, served):
+    "/ goes to the field, arrows choose, Enter opens at the place; words in another order find the same; nonsense says so; Escape leaves."
+    with tab(chromium) as t:
+        t.goto(f'{served}/losses/ipo.html')
+        first = {}
+        for query in ('reference sync', 'sync the reference'):
+            t.keyboard.press('/')
+            t.locator('.site-search input').fill(query)
+            t.wait_for_selector(f'.site-search [data-query="{query}"] .search-result')
+            first[query] = t.locator('.search-result').first.get_attribute('href')
+            t.keyboard.press('Escape')
+            assert not t.locator('.site-search [role=listbox]').is_visible()
+        assert len(set(first.values())) == 1
         t.keyboard.press('/')
-        t.keyboard.type('ipo')
-        t.wait_for_selector('.search-result')
-        found = [a.get_attribute('href').removeprefix('./') for a in t.locator('.search-result').all()]
-        assert any(h.split('#')[0] == 'losses/ipo.html' for h in found[:5]), found
-        t.locator('.search-result[href*="losses/ipo.html"]').first.click()
-        assert t.locator('main h1').first.inner_text() == 'IPO'
+        t.locator('.site-search input').fill('xqzzy')
+        t.wait_for_selector('.site-search .none')
+        t.locator('.site-search input').fill('classic mistakes')
+        t.wait_for_selector('.site-search [data-query="classic mistakes"] .search-result')
+        t.keyboard.press('ArrowDown')
+        assert t.locator('[aria-selected=true]').count() == 1 and t.locator('[aria-selected=true]').get_attribute('id') == 'search-1'
+        t.keyboard.press('ArrowUp')
+        t.keyboard.press('Enter')
+        t.wait_for_url('**/logps.html#*')
+        assert t.evaluate("location.hash.length > 1 && document.querySelector(`[id='${location.hash.slice(1)}']`) !== null")
 
 
-@pytest.mark.skipif(shutil.which('quarto') is not None, reason='mended for smalldocs only')
 def test_search_works_on_files(chromium, site):
     "The site opened from disk, where pages may not fetch: from a page in a folder, to a page in another."
     with tab(chromium) as t:
@@ -373,6 +425,191 @@ def test_search_works_on_files(chromium, site):
         t.locator('.search-result[href*="data/collator.html"]').first.click()
         t.wait_for_load_state()
         assert t.url.startswith('file:') and t.locator('main h1').first.is_visible() and 'collator' in t.url
+
+
+def bottom(t, css): return t.locator(css).first.evaluate('e => e.getBoundingClientRect().bottom + scrollY')
+
+
+@pytest.mark.parametrize('width,height,screens', [(1280, 800, 1), (390, 844, 1.5)])
+def test_the_story_is_on_the_first_screen(chromium, served, width, height, screens):
+    "What DPO is, two buttons, how to install, and the whole of the recorded run with its controls."
+    with tab(chromium, width=width, height=height) as t:
+        t.goto(f'{served}/index.html')
+        for css in ('main h1', '.description', '.hero-words .button.first', '.hero-words .button:not(.first)', '.hero-words pre', '.story .chosen', '.story .rejected', '.story svg', '.story .go', '.story #story-step', '.story .switches'):
+            assert t.locator(css).first.is_visible() and bottom(t, css) <= screens*height, f'{css} ends at {bottom(t, css):.0f}'
+        assert t.locator('.story').evaluate('e => e.getBoundingClientRect().right') <= width
+        if width == 1280: assert t.locator('.door').first.evaluate('e => e.getBoundingClientRect().top') < height, 'the doors begin below the first screen'
+
+
+def test_the_story_plays_what_was_recorded(chromium, served):
+    "With the keys alone: play, pause, steps, β, wrong labels; each frame shows the numbers of the recording and says them."
+    story = json.loads((ROOT/'nbs'/'site'/'story.json').read_text(encoding='utf-8'))
+    with quiet_tab(chromium, f'{served}/index.html', width=390) as t:
+        figure, slider = t.locator('#story'), t.locator('#story-step')
+        assert slider.input_value() == slider.get_attribute('max'), 'it begins at the end, as it is without scripts'
+        t.locator('.story .go').focus()
+        t.keyboard.press('Enter')
+        t.wait_for_function("document.getElementById('story-step').value === '3'")
+        t.keyboard.press('Space')
+        assert 'Train' in t.locator('.story .go').inner_text()
+        paused = slider.input_value()
+        t.wait_for_timeout(500)
+        assert slider.input_value() == paused != slider.get_attribute('max')
+        slider.focus()
+        t.keyboard.press('Home')
+        assert 'ln 2 = 0.693' in figure.locator('.words').inner_text() and slider.get_attribute('aria-valuetext') == 'step 0, loss 0.69'
+        seen = set()
+        for run_ in story['runs']:
+            t.locator(f'[name=story-beta][value="{run_["beta"]:g}"]').check(force=True)
+            t.locator('#story-wrong').set_checked(run_['wrong'] > 0)
+            for k in (0, 10, 20):
+                slider.fill(str(k))
+                frame = run_['frames'][k]
+                assert figure.locator('.says').inner_text() == frame['says'] and figure.locator('.now').inner_text() == f'step {frame["step"]}'
+                assert slider.get_attribute('aria-valuetext') == f'step {frame["step"]}, loss {frame["loss"]:.2f}'
+                if k: assert f'{100*frame["right"]:.0f} % of 96' in figure.locator('.words').inner_text()
+                for side in ('chosen', 'rejected'):
+                    shown = figure.locator(f'.{side} .tok').evaluate_all('all => all.map(e => [e.textContent, e.title])')
+                    want = [(w, r) for w, r in zip(story['tokens'][side], frame[side]) if w.strip() and not w.startswith('<|')]
+                    assert [w for w, _ in shown] == [w for w, _ in want]
+                    assert [numbers(title)[0] for _, title in shown] == pytest.approx([r for _, r in want], abs=.0051)
+            seen.add(figure.locator('.words').inner_text())
+        assert len(seen) == len(story['runs']) == 6
+    assert (ROOT/'nbs'/'site'/'story.json').stat().st_size < 50_000
+
+
+def test_the_story_is_whole_without_scripts(chromium, site):
+    context = chromium.new_context(java_script_enabled=False)
+    t = context.new_page()
+    t.goto(f'{site.as_uri()}/index.html')
+    assert t.locator('.story .tok').count() > 10 and 'After 60 steps' in t.locator('.story .words').inner_text()
+    assert t.locator('.story svg polyline').first.is_visible() and not t.locator('.story .go').is_visible()
+    context.close()
+
+
+def test_the_page_says_where_it_stands(chromium, served):
+    "Five groups, of which the one of the page is open; its entry is marked and in view; group, place and minutes above the title."
+    with tab(chromium, height=800) as t:
+        for page in ('tour', 'losses/chi_po', 'api', 'diagnose/doctor', 'views/batch'):
+            t.goto(f'{served}/{page}.html')
+            group = next(g for g, names in GROUPS.items() if f'{page}.ipynb' in names)
+            place = GROUPS[group].index(f'{page}.ipynb') + 1
+            assert re.fullmatch(rf'{group} · {place} of {len(GROUPS[group])} · \d+ min', t.locator('.kicker').inner_text()), page
+            open_ = t.locator('.sidebar-item-section:has(.sidebar-section.show) > .sidebar-item-container').all_inner_texts()
+            assert [o.strip() for o in open_] == [group] and t.locator('.sidebar-item-section').count() == 5, page
+            here = t.locator('.sidebar-link.active')
+            box = here.bounding_box()
+            assert here.get_attribute('aria-current') == 'page' and 55 <= box['y'] and box['y'] + box['height'] <= 800, f'{page}: {box}'
+            assert t.evaluate('scrollY') == 0
+
+
+def test_set_up_and_checks_are_folded(chromium, served):
+    "Imports, figures' code and checks are closed, what is exported is open; one switch opens all, on this page and the next."
+    with tab(chromium) as t:
+        t.goto(f'{served}/losses/ipo.html')
+        closed = t.locator('main details.code-fold:not([open]) > summary').all_inner_texts()
+        assert closed[0] == 'Imports' and 'Code of the figure' in closed and any(re.fullmatch(r'\d+ checks', c) for c in closed)
+        assert t.locator('main details.code-fold[open] code', has_text='def ipo_loss').is_visible()
+        assert t.locator('main section h2').first.inner_text() == 'The problem', 'the table At a glance comes later'
+        switch = t.locator('.open-code')
+        switch.focus()
+        t.keyboard.press('Enter')
+        assert t.locator('main details.code-fold:not([open])').count() == 0 and switch.get_attribute('aria-pressed') == 'true'
+        t.goto(f'{served}/losses/hinge.html')
+        assert t.locator('main details.code-fold:not([open])').count() == 0
+        t.locator('.open-code').click()
+        assert t.locator('main details.code-fold:not([open])').count() > 5
+
+
+SCREENS = dict(tour=6, names=7, index=14)  # of 1280 by 800, with everything folded
+
+
+def test_short_pages_stay_short(chromium, served):
+    with tab(chromium, height=800) as t:
+        for page, most in SCREENS.items():
+            t.goto(f'{served}/{page}.html')
+            t.wait_for_timeout(200)
+            screens = t.evaluate('document.documentElement.scrollHeight')/800
+            assert screens <= most, f'{page}: {screens:.1f} screens'
+
+
+# Lines of code and output that one cannot read to their end: cut at 1280 pixels.
+CLIPPED = """() => [...document.querySelectorAll('main pre')].filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.trim().slice(0, 60))"""
+
+
+def test_no_code_is_cut_at_1280(chromium, served):
+    cut = []
+    with tab(chromium) as t:
+        for page in [*PAGES, 'names.html']:
+            t.goto(f'{served}/{page}')
+            t.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            cut += [f'{page}: {line}' for line in t.evaluate(CLIPPED)]
+    assert not cut, '\n'.join(cut)
+
+
+def test_long_lines_scroll_on_a_phone_and_say_so(chromium, served):
+    with tab(chromium, width=390) as t:
+        t.goto(f'{served}/losses/ipo.html')
+        wide = t.locator('main pre').evaluate_all("all => all.filter(e => e.checkVisibility() && e.scrollWidth > e.clientWidth + 1).map(e => [getComputedStyle(e).overflowX, getComputedStyle(e).backgroundImage.includes('gradient'), e.tabIndex])")
+        assert wide and all(w == ['auto', True, 0] for w in wide), wide
+
+
+def test_prose_has_a_measure_one_can_read(chromium, served):
+    "65 to 75 characters a line on a wide screen."
+    with tab(chromium, width=1440) as t:
+        t.goto(f'{served}/tour.html')
+        widths = t.evaluate("""() => { const p = document.querySelector('main section > p'), c = document.createElement('canvas').getContext('2d'), s = getComputedStyle(p);
+            c.font = `${s.fontSize} ${s.fontFamily}`;
+            return p.getBoundingClientRect().width/(c.measureText(p.textContent).width/p.textContent.length); }""")
+        assert 65 <= widths <= 80, widths
+
+
+def test_fonts_are_the_sites_own_and_light(site):
+    fonts = list((site/'site'/'fonts').glob('*.woff2'))
+    assert len(fonts) >= 4 and sum(f.stat().st_size for f in fonts) < 150_000
+    licence = (site/'site'/'fonts'/'LICENSE').read_text(encoding='utf-8')
+    assert all(name in licence for name in ('Source Serif', 'Inter', 'JetBrains Mono', 'SIL Open Font License'))
+
+
+def test_every_public_name_is_on_its_page(site):
+    "The page of names has each name of each module's `__all__` that is a function or class, with its signature and a link that leads to it."
+    from web import api
+    from project import modidx
+    text, links = (site/'names.html').read_text(encoding='utf-8'), set(parsed(site/'names.html').links)
+    index, listed = modidx()['syms'], 0
+    for module in index:
+        for name, shown, said in api.public(module):
+            if f'{module}.{name}' not in index[module]: continue
+            listed += 1
+            assert shown.startswith(name) and any(l.startswith(index[module][f'{module}.{name}'][0].partition('#')[0]) for l in links), f'{module}.{name}'
+    assert listed > 300 and text.count('class="name"') == listed
+
+
+def test_numbers_in_words_are_true():
+    "Twenty-five questions, thirty lines, and the minutes that the first page promises."
+    from execnb.nbio import read_nb
+    from web.order import minutes
+    read = lambda name: read_nb(ROOT/'nbs'/name)
+    questions = [c.source for c in read('explain/questions.ipynb').cells if c.cell_type == 'markdown' and re.match(r'### \d+\. ', c.source)]
+    assert len(questions) == 25
+    core = {'batch_of', 'logps', 'dpo_loss'}
+    lines = 0
+    for c in read('tour.ipynb').cells:
+        named = set(re.findall(r'(?m)^def (\w+)', c.source)) & core
+        if c.cell_type != 'code' or not (named or 'optimizer.step()' in c.source): continue
+        lines += sum(bool(l.strip()) and not l.lstrip().startswith(('print', 'assert', 'test_', '"', '#')) for l in c.source.splitlines())
+    assert 27 <= lines <= 33, lines
+    evening = sum(minutes(read(name).cells) for name in ('tour.ipynb', 'pairs.ipynb', 'explain/from_rlhf.ipynb', 'losses/sigmoid.ipynb', 'explain/why_chosen_falls.ipynb', 'explain/beta.ipynb', 'explain/length_bias.ipynb'))
+    assert minutes(read('tour.ipynb').cells) <= 12 and 75 <= evening <= 120, evening
+
+
+def test_print_leaves_out_what_paper_cannot_do(chromium, served):
+    with tab(chromium) as t:
+        t.goto(f'{served}/losses/sigmoid.html')
+        t.emulate_media(media='print')
+        for css in ('#quarto-header', '#quarto-sidebar', '#quarto-margin-sidebar', '.page-links', 'main details.code-fold:not([open])'):
+            assert not t.locator(css).first.is_visible(), css
+        assert t.locator('main h1').is_visible() and t.locator('main pre', has_text='def sigmoid_loss').first.is_visible()
 
 
 def test_dark_mode_is_remembered(chromium, served):
@@ -558,7 +795,7 @@ def test_run_view_has_one_cursor(chromium, served):
 
 def test_brush_says_who_is_pushed(chromium, served):
     "Sliders and a drag mark a stretch; the table holds the mean of every curve there."
-    for page in ('brush_and_trails', 'explain/gradient_zoo'):
+    for page in ('views/brush', 'explain/gradient_zoo'):
         with quiet_tab(chromium, f'{served}/{page}.html') as t:
             figure = t.locator('figure.dpo-brush')
             held = held_by(figure)
