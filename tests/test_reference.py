@@ -104,3 +104,104 @@ def test_new_adapters_that_take_weights_out_of_the_base_need_a_copy(init):
     if changes_base(config): add_ref_adapter(m)
     with ref_adapter(m): assert torch.equal(logits(m), now)
     assert changes_base(config) == (init in ('olora', 'pissa', 'orthogonal'))
+
+
+# What must not move the reference: weights that are trained without belonging to an adapter, noise, weights shared with the policy.
+from types import SimpleNamespace
+from dpo_nb.model.load import load_model, check_adapter, trained_base
+from dpo_nb.reference.copies import draws_noise, hold_still, mark_trained, reference_mode, was_trained
+
+RUN = dict(fsdp=None, deepspeed=None, precompute_ref_log_probs=False, neftune_noise_alpha=None)
+
+
+def biased(bias, kind='qwen2'):
+    torch.manual_seed(0)
+    return get_peft_model(build(kind, 0.), LoraConfig(r=2, target_modules=['q_proj', 'v_proj'], bias=bias, task_type='CAUSAL_LM'))
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('bias', ['all', 'lora_only', 'none'])
+@pytest.mark.parametrize('continued', [False, True])
+def test_trained_biases_do_not_act_in_the_reference(bias, continued):
+    m = biased(bias)
+    if continued:
+        for w in m.parameters():
+            if w.requires_grad: w.data += .1*torch.randn_like(w)
+        add_ref_adapter(m)
+    with reference_mode(m): before = logits(m)
+    said, trained = hold_still(m, None, SimpleNamespace(**RUN)), [w for w in m.parameters() if w.requires_grad]
+    assert bool(said) == (bias != 'none') == bool(trained_base(m))
+    opt = torch.optim.SGD(trained, lr=1.)
+    x = torch.arange(3, 19).view(2, 8)
+    for _ in range(2):
+        m(input_ids=x, labels=x).loss.backward(); opt.step(); opt.zero_grad()
+    now = logits(m)
+    with reference_mode(m): assert torch.equal(logits(m), before)
+    assert torch.equal(logits(m), now) and not torch.equal(now, before)
+    with reference_mode(m), pytest.raises(RuntimeError, match='x'): raise RuntimeError('x')
+    assert torch.equal(logits(m), now)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_trained_biases_are_refused_where_weights_are_sharded():
+    with pytest.raises(ValueError, match="bias='none'"): hold_still(biased('all'), None, SimpleNamespace(**RUN | dict(fsdp='full_shard')))
+    assert hold_still(biased('all'), None, SimpleNamespace(**RUN | dict(precompute_ref_log_probs=True))) == []  # asked before training
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_noise_in_the_policy_does_not_reach_the_reference():
+    from transformers.integrations.neftune import activate_neftune
+    m = get_peft_model(build('llama'), LoraConfig(r=2, target_modules=['q_proj'])).train()
+    activate_neftune(m, 5.)
+    assert not torch.equal(logits(m, 1), logits(m, 2)) and draws_noise(m) == ''
+    with reference_mode(m): assert torch.equal(logits(m, 1), logits(m, 2))
+    assert all(x.training for x in m.modules())
+
+
+@pytest.mark.parametrize('switch', [False, True])
+def test_noise_in_eval_mode_is_refused_by_name(switch):
+    m = build('llama', 0.)
+    m.model.layers[1].mlp.register_forward_hook(lambda module, args, out: out*(1+.01*torch.randn_like(out)))
+    state = torch.get_rng_state()
+    assert draws_noise(m, switch) == 'model.layers.1.mlp' and torch.equal(torch.get_rng_state(), state)
+    assert not m.model.layers[0]._forward_hooks and len(m.model.layers[1].mlp._forward_hooks) == 1
+    with pytest.raises(ValueError, match=r'layers\.1\.mlp draws noise'): hold_still(build('llama', 0.), m, SimpleNamespace(**RUN))
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_weights_shared_with_the_policy_and_models_trained_before():
+    base = build('llama', 0.)
+    with pytest.raises(ValueError, match='shares 1 trained weights' if base.config.tie_word_embeddings else 'shares'):
+        m = build('llama', 0.)
+        m.lm_head = base.lm_head
+        hold_still(base, m, SimpleNamespace(**RUN))
+    assert not was_trained(base) and hold_still(base, frozen_copy(base), SimpleNamespace(**RUN)) == []
+    mark_trained(base)
+    assert was_trained(frozen_copy(base)) and 'earlier trainer' in hold_still(base, frozen_copy(base), SimpleNamespace(**RUN))[0]
+    assert hold_still(base, frozen_copy(base), SimpleNamespace(**RUN), ref_given=True) == []
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('kind', ADAPTERS)
+def test_no_kind_of_adapter_acts_in_the_reference(kind):
+    assert hold_still(get_peft_model(load_toy_model(), ADAPTERS[kind]), None, SimpleNamespace(**RUN)) == []
+
+
+@pytest.mark.parametrize('names', [['torch_dtype'], ['dtype'], ['torch_dtype', 'dtype']])
+@pytest.mark.parametrize('value', ['bfloat16', torch.bfloat16])
+def test_both_names_of_the_dtype_count(names, value):
+    from dpo_nb.toy import toy_path
+    args = SimpleNamespace(model_init_kwargs={k: value for k in names}, trust_remote_code=False)
+    assert load_model(str(toy_path()), args).dtype == torch.bfloat16
+    if len(names) == 2:
+        with pytest.raises(ValueError, match='give dtype alone'): load_model(str(toy_path()), SimpleNamespace(model_init_kwargs=dict(torch_dtype=value, dtype='float16'), trust_remote_code=False))
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_a_native_adapter_is_not_trained_with_its_base(tmp_path):
+    get_peft_model(load_toy_model(), LoraConfig(r=2, target_modules=['q_proj'], task_type='CAUSAL_LM')).save_pretrained(tmp_path)
+    native = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match='AutoPeftModelForCausalLM.*is_trainable=True'): check_adapter(native)
+    with pytest.raises(ValueError, match='weights of its base.*AutoPeftModelForCausalLM'): check_adapter(native.requires_grad_(True))
+    for k, w in native.named_parameters(): w.requires_grad_('lora_' in k)
+    check_adapter(native)

@@ -191,7 +191,7 @@ def share_prefix(
     name = m.config._attn_implementation
     m.set_attn_implementation(name+'_shared_prefix' if on else name.removesuffix('_shared_prefix'))
 
-# %% ../../nbs/model/prefix_sharing.ipynb #ca0a3a91
+# %% ../../nbs/model/prefix_sharing.ipynb #035fff99
 def needs_whole_row(
     model:nn.Module, # With one adapter or several, or without
 )->str: # Empty if not
@@ -205,15 +205,17 @@ def needs_whole_row(
         if kind=='XLORA': return "XLORA weighs its adapters by the whole row"
     return ''
 
-# %% ../../nbs/model/prefix_sharing.ipynb #6183acfd
+# %% ../../nbs/model/prefix_sharing.ipynb #d420fd71
 @contextmanager
 def disturbed(
     model:nn.Module, # With one adapter or several, or without
+    weights:list[Tensor]|None=None, # Move these; None: those of all adapters
     largest:int=2**24, # Numbers in a weight; larger ones are copies of the model's own, which are not idle
 )->Iterator[None]:
     "Inside, adapter weights are moved by noise, so that an adapter that does nothing yet does something."
-    inside = [f'.{a}.' for a in getattr(model, 'peft_config', None) or ()]
-    weights = [w for k,w in model.named_parameters() if any(a in f'.{k}.' for a in inside)]
+    if weights is None:
+        inside = [f'.{a}.' for a in getattr(model, 'peft_config', None) or ()]
+        weights = [w for k,w in model.named_parameters() if any(a in f'.{k}.' for a in inside)]
     weights = [w for w in weights if w.is_floating_point() and w.numel()<=largest]
     kept = [w.detach().clone() for w in weights]
     draw = torch.Generator().manual_seed(0)
@@ -259,7 +261,7 @@ def _crop(ids, real, before=12, width=32):
     inside = at.clamp(max=T-1)
     return ids.gather(1, inside)[pick], (real.gather(1, inside)&(at<T))[pick]
 
-# %% ../../nbs/model/prefix_sharing.ipynb #8b656716
+# %% ../../nbs/model/prefix_sharing.ipynb #c4b7912b
 def sharing_error(
     model:nn.Module, # A causal language model, not sharded
     batch:dict|None=None, # From the collator, for rows like the real ones
