@@ -29,8 +29,10 @@ from ..data.collator import ref_columns
 from ..logps import TokenScores
 from ..losses.registry import needs_reference
 from ..model.forward import Plan, score
+from ..model.load import eval_mode
 from .cache import RefCache, weights_stamp
-from .copies import add_ref_adapter, changes_base, disable_dropout, frozen_copy, ref_adapter, spread_reference
+from .copies import (add_ref_adapter, disable_dropout, frozen_copy, needs_ref_adapter, reference_mode,
+                                      shard_reference)
 from .precompute import Ranks, compute_logps, precompute, reference_hash
 from .sync import SyncReference, check_sync, load_reference, save_reference
 
@@ -58,7 +60,7 @@ class RefWeights:
     )->None:
         "Put the model where the policy will be, sharded if the policy is, under the run's autocast."
         self.autocast, self.unwrap = accelerator.autocast, accelerator.unwrap_model
-        if self.model is not None: self.model = spread_reference(self.model, accelerator)
+        if self.model is not None: self.model = shard_reference(self.model, accelerator)
 
     def whole(self,
         policy:nn.Module, # As the trainer calls it, perhaps wrapped
@@ -82,8 +84,8 @@ class Reference(RefWeights):
     def acting(self,
         policy:nn.Module, # As the trainer calls it, perhaps wrapped
     ):
-        "Inside: the module that returns log-probs as the reference."
-        yield self.model
+        "Inside: the module that returns log-probs as the reference, in eval mode."
+        with reference_mode(self.model, switch=False): yield self.model
 
     def scores(self,
         policy:nn.Module, # As the trainer calls it, perhaps wrapped
@@ -130,7 +132,7 @@ class AdapterReference(Reference):
     @contextmanager
     def acting(self, policy:nn.Module):
         "Inside, the policy returns log-probs as the reference."
-        with ref_adapter(self.unwrap(policy)): yield policy
+        with reference_mode(policy): yield policy
 
 # %% ../../nbs/reference/reference.ipynb #b150213e
 class NoReference(Reference):
@@ -190,7 +192,7 @@ class UntrainedPolicy(Reference):
         if self.gone():
             raise ValueError("precompute_ref_log_probs=True keeps no reference, and the policy has been trained since, so no log-probs of these new rows "
                              "can be computed; give them as eval_dataset at the beginning, or pass a ref_model")
-        yield policy
+        with eval_mode(policy): yield policy
 
 # %% ../../nbs/reference/reference.ipynb #1d3d860c
 class Precomputed(Wrapped):
@@ -256,8 +258,7 @@ def choose_reference(
 
 def _adapter_reference(policy, args, sums, peft_config):
     "A new adapter has its base as reference; one that was trained before, changes its base or is synchronized gets a frozen copy."
-    moves = args.sync_ref_model and peft_config is not None and not peft_config.is_prompt_learning
-    if peft_config is None or changes_base(peft_config) or moves: add_ref_adapter(policy)
+    if needs_ref_adapter(policy, None, peft_config, args): add_ref_adapter(policy)
     return AdapterReference(None, sums)
 
 # %% ../../nbs/reference/reference.ipynb #6876e1ae

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from ..model.load import shards_weights, weights_print
+from ..reference.copies import mark_trained
 from ..reference.reference import Reference, load_synchronized, save_synchronized
 from .checkpoints import load_losses, resolve_resume, save_losses, saving
 from .metrics import MetricLog
@@ -100,7 +101,8 @@ class ResumesRuns:
     def train(self, resume_from_checkpoint:str|bool|None=None, *args, **kwargs):
         "As `Trainer.train`; of the checkpoints it goes on with the newest one that is whole."
         self.came_from = resolve_resume(resume_from_checkpoint, self.args.output_dir)
-        return super().train(self.came_from, *args, **kwargs)
+        try: return super().train(self.came_from, *args, **kwargs)
+        finally: mark_trained(self.model)  # whoever copies it as a reference should know
 
     def restore(self)->None:
         "Give back what `Trainer` does not know of a checkpoint."
