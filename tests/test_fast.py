@@ -330,4 +330,4 @@ def test_an_adapter_that_looks_for_tokens_in_the_row_is_not_packed(tmp_path):
     assert 'alora_invocation_tokens' in cannot_share(get_peft_model(load_toy_model(), config))
     from dpo_nb.model.prefix_sharing import shares_prefix
     t = trainer(tmp_path, load_toy_model(), peft_config=config, num_train_epochs=1)
-    assert not shares_prefix(t.model) and 'alora_invocation_tokens' in t.computed_twice
+    assert not shares_prefix(t.model) and 'alora_invocation_tokens' in t.plan.why_not_packed

@@ -215,14 +215,14 @@ class DPOTrainer(KeepsRuns, WatchesRuns, OldNames, PairTrainer):
         check_optimizer(optimizers[0], policy)
         self.router_weight = router_coefficient(policy, args.router_aux_loss_coef)
         self.router = RouterLoss(policy) if self.router_weight else None
-        rows = make_rows(processing_class, train_dataset, args)
+        rows, facts = make_rows(processing_class, train_dataset, args), run_facts(policy, reference, args)
         if type(self)._prepare_dataset is not DPOTrainer._prepare_dataset: rows.own_way = self._prepare_dataset
-        facts = run_facts(policy, reference, args)
         super().__init__(policy, reference, objective, rows, own_args(args, train_dataset, rows.unused_parameters),
                          train_dataset, eval_dataset, data_collator, processing_class=processing_class,
                          compute_metrics=compute_metrics, callbacks=callbacks, optimizers=optimizers)
         self.begin_keeping(facts)
         self.begin_watching()
+        self.add_callback(ApplySettings(self.args, objective))
         self.model.add_model_tags(self._tag_names)
         if not shards_weights(self.args): self.rows.check(self.model, self.first_batch)
         check_fit(self.model, self.train_dataset, self.rows.tokenizer, self.args)
