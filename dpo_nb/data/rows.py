@@ -14,7 +14,8 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
 
-from .collator import (DataCollatorForPreference, mask_columns, pad_right, pair_columns, ref_columns,
+from .collator import (DataCollatorForPreference, mask_columns, pad_right,
+                                  pair_columns, ref_columns,
                                   row_column)
 from .coverage import Coverage, coverage
 from .formats import is_conversational, read_columns, token_columns
@@ -22,7 +23,8 @@ from .messages import message_text, read_row
 from .selection import check_numbers, handle_overlong, mark_turns, name_columns
 from .tokenize import render_ids
 from .truncate import decode_again, decoded, plain_dataset, prepare_dataset
-from .vision import (DataCollatorForVisionPreference, check_features, check_media, check_rows, check_vision_settings, has_images,
+from .vision import (DataCollatorForVisionPreference, check_features, check_media,
+                                check_rows, check_vision_settings, has_images,
                                 image_columns, pair_texts, row_images, text_tokenizer)
 
 # %% ../../nbs/data/rows.ipynb #3eef3781
@@ -36,17 +38,21 @@ def check_dataset(
     "Raise unless it is a dataset with rows."
     kind = type(dataset).__name__
     if isinstance(dataset, dict):
-        raise TypeError(f"{name} is a {kind} of {list(dataset)}; pass one of them, such as dataset[{next(iter(dataset), 'train')!r}]")
+        raise TypeError(f"{name} is a {kind} of {list(dataset)}; pass one of them, such as "
+                        f"dataset[{next(iter(dataset), 'train')!r}]")
     if not isinstance(dataset, (Dataset, IterableDataset)):
-        raise TypeError(f"{name} must be a datasets.Dataset or IterableDataset, got {kind}; Dataset.from_list makes one from a list of dicts")
-    if isinstance(dataset, Dataset) and not len(dataset): raise ValueError(f"{name} has no rows")
+        raise TypeError(f"{name} must be a datasets.Dataset or IterableDataset, got {kind}; "
+                        "Dataset.from_list makes one from a list of dicts")
+    if isinstance(dataset, Dataset) and not len(dataset):
+        raise ValueError(f"{name} has no rows")
 
 def check_train_dataset(
     dataset, # What the user passed as `train_dataset`
 )->None:
     "Raise unless there is something to train on."
     if dataset is None:
-        raise ValueError("train_dataset is missing; pass a datasets.Dataset with columns prompt, chosen, rejected")
+        raise ValueError("train_dataset is missing; pass a datasets.Dataset with columns "
+                         "prompt, chosen, rejected")
     check_dataset(dataset)
 
 # %% ../../nbs/data/rows.ipynb #6de5f9e0
@@ -56,7 +62,8 @@ def number_rows(
     "Write each pair's number beside it, where that costs nothing."
     if not isinstance(dataset, Dataset): return dataset
     if row_column in dataset.column_names: dataset = dataset.remove_columns(row_column)
-    if dataset._indices is not None and has_images(dict.fromkeys(dataset.column_names)): return dataset
+    if dataset._indices is not None and has_images(dict.fromkeys(dataset.column_names)):
+        return dataset
     return dataset.add_column(row_column, np.arange(len(dataset)))
 
 # %% ../../nbs/data/rows.ipynb #81c9334d
@@ -70,10 +77,12 @@ def text_prompts(
     "Prompts, ready to be answered."
     if isinstance(given, int): both = [_row_prompt(r, tokenizer) for r in islice(rows, given)]
     else: both = [_own_prompt(p, tokenizer, chat) for p in given]
-    backwards = [ids[::-1][:max_length] for _,ids in both]                      # padding on the right of what is turned around
+    # padding on the right of what is turned around
+    backwards = [ids[::-1][:max_length] for _,ids in both]
     def padded(x, value): return pad_right(x, value).flip(1)                    # [N,T]
     mask = padded([[1]*len(x) for x in backwards], 0)
-    return [t for t,_ in both], dict(input_ids=padded(backwards, tokenizer.pad_token_id), attention_mask=mask)
+    return [t for t,_ in both], dict(input_ids=padded(backwards, tokenizer.pad_token_id),
+                                     attention_mask=mask)
 
 def _row_prompt(row, tokenizer):
     prompt = row.get('prompt')
@@ -84,66 +93,16 @@ def _own_prompt(prompt, tokenizer, chat):
     if isinstance(prompt, str) and not chat: return prompt, render_ids(tokenizer, prompt)
     talk = [dict(role='user', content=prompt)] if isinstance(prompt, str) else prompt
     if not is_conversational(dict(prompt=talk)):
-        raise TypeError(f"a prompt must be a text or a list of messages such as [{{'role': 'user', 'content': '…'}}], got {prompt!r}")
+        raise TypeError("a prompt must be a text or a list of messages such as "
+                        f"[{{'role': 'user', 'content': '…'}}], got {prompt!r}")
     goes_on = talk[-1]['role']=='assistant'
-    return message_text(talk[-1]), render_ids(tokenizer, talk, add_generation_prompt=not goes_on, continue_final_message=goes_on)
+    return message_text(talk[-1]), render_ids(tokenizer, talk,
+                                              add_generation_prompt=not goes_on,
+                                              continue_final_message=goes_on)
 
-class TextRows:
-    "Preference pairs of text: from a dataset to token ids."
-    has_images, unused_parameters = False, False
-    columns = (*token_columns, *mask_columns, *ref_columns, *pair_columns, row_column)
-
-    def __init__(self,
-        processing_class:PreTrainedTokenizerBase|ProcessorMixin, # With a pad token
-        args, # A `DPOConfig`; only read
-        chat:bool=False, # Are the rows conversations?
-    ):
-        self.processing_class, self.args, self.chat, self.left_out = processing_class, args, chat, {}
-        self.tokenizer = processing_class
-        if isinstance(processing_class, ProcessorMixin):
-            self.tokenizer, self.unused_parameters = text_tokenizer(processing_class), True  # a batch of text leaves the vision tower out
-
-    def collator(self)->DataCollatorForPreference:
-        "What makes batches of these rows."
-        a = self.args
-        return DataCollatorForPreference(self.tokenizer.pad_token_id, a.max_length, a.truncation_mode, a.pad_to_multiple_of)
-
-    def collate_with(self,
-        collator:Callable|None=None, # Somebody's own; None means `self.collator()`
-    )->Callable:
-        "What will make the batches."
-        return collator or self.collator()
-
-    def prepare(self,
-        dataset, # As it was given; None stays None, and of a dict each is prepared
-        name:str='train', # For messages
-        *,
-        number:bool=False, # Write each row's number beside it
-        tokenize:Callable|None=None, # `(dataset, processing_class, args, name)`, instead of `self.tokenize`
-    ): # The same kind of dataset, tokenized
-        "From a dataset to rows that the collator reads."
-        if dataset is None: return None
-        if isinstance(dataset, dict): return {k: self.prepare(d, k, tokenize=tokenize) for k,d in dataset.items()}
-        check_dataset(dataset, f'the {name} dataset')
-        dataset = plain_dataset(dataset, name)
-        if isinstance(self.processing_class, ProcessorMixin): check_media(list(islice(iter(dataset), 16)), name)
-        if number: dataset = number_rows(dataset)
-        return self.tokenize(dataset, name) if tokenize is None else tokenize(dataset, self.tokenizer, self.args, name)
-
-    def tokenize(self,
-        dataset:Dataset|IterableDataset, # In any of the four layouts, or tokenized
-        name:str='train', # For messages
-    )->Dataset|IterableDataset:
-        "Token ids, without pairs that cannot be trained, with marks and names."
-        a, given = self.args, dataset
-        limit = a.max_length if a.overlong=='truncate' else None  # otherwise nothing is left to cut
-        dataset = prepare_dataset(dataset, self.tokenizer, max_length=limit, truncation_mode=a.truncation_mode,
-                                  num_proc=a.dataset_num_proc, name=name)
-        dataset = handle_overlong(dataset, a.max_length, a.overlong, name)
-        if isinstance(dataset, Dataset): self.left_out[name] = len(given)-len(dataset)
-        dataset = mark_turns(dataset, self.tokenizer, a.loss_on, a.dataset_num_proc, name)
-        return name_columns(dataset, a.weight_column, a.margin_column, name)
-
+# %% ../../nbs/data/rows.ipynb #c8b1f69e
+class _Prepared:
+    "What is asked of prepared rows."
     def check(self, model, first_batch:Callable)->None:
         "Nothing to ask the model about text."
 
@@ -166,6 +125,70 @@ class TextRows:
         "How much of the text that these rows carry reaches the model."
         return coverage(rows, self.texts, lambda text: decode_again(text, self.tokenizer))
 
+# %% ../../nbs/data/rows.ipynb #9652f2c0
+class TextRows(_Prepared):
+    "Preference pairs of text: from a dataset to token ids."
+    has_images, unused_parameters = False, False
+    columns = (*token_columns, *mask_columns, *ref_columns, *pair_columns, row_column)
+
+    def __init__(self,
+        processing_class:PreTrainedTokenizerBase|ProcessorMixin, # With a pad token
+        args, # A `DPOConfig`; only read
+        chat:bool=False, # Are the rows conversations?
+    ):
+        self.processing_class, self.args, self.chat, self.left_out = processing_class, args, chat, {}
+        self.tokenizer = processing_class
+        if isinstance(processing_class, ProcessorMixin):
+            # a batch of text leaves the vision tower out
+            self.tokenizer, self.unused_parameters = text_tokenizer(processing_class), True
+
+    def collator(self)->DataCollatorForPreference:
+        "What makes batches of these rows."
+        a = self.args
+        return DataCollatorForPreference(self.tokenizer.pad_token_id, a.max_length,
+                                         a.truncation_mode, a.pad_to_multiple_of)
+
+    def collate_with(self,
+        collator:Callable|None=None, # Somebody's own; None means `self.collator()`
+    )->Callable:
+        "What will make the batches."
+        return collator or self.collator()
+
+    def prepare(self,
+        dataset, # As it was given; None stays None, and of a dict each is prepared
+        name:str='train', # For messages
+        *,
+        number:bool=False, # Write each row's number beside it
+        tokenize:Callable|None=None, # `(dataset, processing_class, args, name)`, instead of `self.tokenize`
+    ): # The same kind of dataset, tokenized
+        "From a dataset to rows that the collator reads."
+        if dataset is None: return None
+        if isinstance(dataset, dict):
+            return {k: self.prepare(d, k, tokenize=tokenize) for k,d in dataset.items()}
+        check_dataset(dataset, f'the {name} dataset')
+        dataset = plain_dataset(dataset, name)
+        if isinstance(self.processing_class, ProcessorMixin):
+            check_media(list(islice(iter(dataset), 16)), name)
+        if number: dataset = number_rows(dataset)
+        return self.tokenize(dataset, name) if tokenize is None else tokenize(dataset,
+            self.tokenizer, self.args, name)
+
+    def tokenize(self,
+        dataset:Dataset|IterableDataset, # In any of the four layouts, or tokenized
+        name:str='train', # For messages
+    )->Dataset|IterableDataset:
+        "Token ids, without pairs that cannot be trained, with marks and names."
+        a, given = self.args, dataset
+        # otherwise nothing is left to cut
+        limit = a.max_length if a.overlong=='truncate' else None
+        dataset = prepare_dataset(dataset, self.tokenizer, max_length=limit,
+                                  truncation_mode=a.truncation_mode,
+                                  num_proc=a.dataset_num_proc, name=name)
+        dataset = handle_overlong(dataset, a.max_length, a.overlong, name)
+        if isinstance(dataset, Dataset): self.left_out[name] = len(given)-len(dataset)
+        dataset = mark_turns(dataset, self.tokenizer, a.loss_on, a.dataset_num_proc, name)
+        return name_columns(dataset, a.weight_column, a.margin_column, name)
+
 # %% ../../nbs/data/rows.ipynb #5fc2eeba
 class ImageRows(TextRows):
     "Preference pairs with images, which are read batch by batch."
@@ -179,7 +202,8 @@ class ImageRows(TextRows):
 
     def collator(self)->DataCollatorForVisionPreference:
         "What makes batches of these rows."
-        return DataCollatorForVisionPreference(self.processing_class, self.args.max_length, self.args.pad_to_multiple_of)
+        return DataCollatorForVisionPreference(self.processing_class, self.args.max_length,
+                                               self.args.pad_to_multiple_of)
 
     def collate_with(self, collator:Callable|None=None)->Callable:
         "What will make the batches; only ours is tried on the first rows."
@@ -187,7 +211,8 @@ class ImageRows(TextRows):
         self.reader = chosen if isinstance(chosen, DataCollatorForVisionPreference) else None
         return chosen
 
-    def prepare(self, dataset, name:str='train', *, number:bool=False, tokenize:Callable|None=None):
+    def prepare(self, dataset, name:str='train', *, number:bool=False,
+                tokenize:Callable|None=None):
         "Look at the first rows as training will read them; a subclass's way to tokenize is for text."
         return super().prepare(dataset, name, number=number, tokenize=None)
 
@@ -198,8 +223,10 @@ class ImageRows(TextRows):
             check_rows(dataset, self.reader, name)
             lost = self.coverage(islice(iter(dataset), 8))
             if lost.lost: _logger.warning(f"{name}: {lost}")
-        for flag,old,new in zip(('weight_column','margin_column'), (a.weight_column, a.margin_column), pair_columns):
-            if old and isinstance(dataset, Dataset): check_numbers(dataset[old], flag, old, name)
+        for flag,old,new in zip(('weight_column','margin_column'),
+                                (a.weight_column, a.margin_column), pair_columns):
+            if old and isinstance(dataset, Dataset):
+                check_numbers(dataset[old], flag, old, name)
             if old: dataset = dataset.rename_column(old, new)
         return dataset
 
@@ -212,10 +239,13 @@ class ImageRows(TextRows):
 
     def sample_prompts(self, asked:int, rows)->tuple[list, dict]:
         "The prompts of a few rows with images, and the batch of them."
-        if not isinstance(asked, int): raise ValueError(f"sample_prompts={asked!r} is not possible with images; give a number of rows")
+        if not isinstance(asked, int):
+            raise ValueError(f"sample_prompts={asked!r} is not possible with images; give a "
+                             "number of rows")
         few = list(islice(iter(rows), asked))
         texts = [self.texts(r)['prompt'] for r in few]
-        return texts, DataCollatorForVisionPreference(self.processing_class).tokens(texts, [row_images(r) for r in few])
+        return texts, DataCollatorForVisionPreference(self.processing_class).tokens(texts,
+            [row_images(r) for r in few])
 
     def texts(self, row:dict)->dict[str, str]:
         "A row as the processor renders it."
