@@ -36,6 +36,7 @@ def carried_texts(
         if c not in read_columns and c.lower() in context_columns:
             yield from (('prompt', f'column {c!r}', t) for t in _turns(row[c]))
 
+# %% ../../nbs/data/coverage.ipynb #53df8900
 def _leaves(x, key):
     "The texts inside of a value; of calls and tools names, descriptions and arguments."
     if isinstance(x, str) and key in ('tools', 'tool_calls', 'arguments'):

@@ -174,6 +174,7 @@ prompt_names = ('prompt', 'prompts', 'prompt_text', 'question', 'questions', 'in
 about_answers = ('chosen', 'rejected', 'response', 'answer', 'rationale', 'reason',
                  'explanation', 'critique', 'feedback', 'comment')
 
+# %% ../../nbs/data/formats.ipynb #de6898be
 def unread_prompt(
     rows:list, # Some rows of a dataset without a column `prompt`, each of which passes `check_texts`
 )->str|None: # The column's name

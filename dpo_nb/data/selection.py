@@ -124,6 +124,7 @@ def _too_long(what, name, max_length, row, n):
             f"prompt, {n[1]} of chosen and {n[2]} of rejected. Raise max_length, or choose "
             "overlong='truncate' or 'drop'")
 
+# %% ../../nbs/data/selection.ipynb #7ac80852
 class _Fits:
     "The filter of a stream."
     def __init__(self, max_length, overlong, name):

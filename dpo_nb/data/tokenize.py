@@ -150,6 +150,7 @@ def _with_ids(row, ids, where):
                              "the chat template render it?")
     return {k: row[k] for k in ('prompt','chosen','rejected')} | ids
 
+# %% ../../nbs/data/tokenize.ipynb #7c0d7912
 def checked_row(
     row:Mapping, # A row of the dataset, in any of the four layouts
     tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`

@@ -129,6 +129,7 @@ def _no_room(rows, max_length, name):
     return (f"{rows} of the {name} dataset have prompts of max_length={max_length} tokens or more, "
             "so no answer is left to train on; raise max_length, or set it to None")
 
+# %% ../../nbs/data/truncate.ipynb #5cefea57
 class _Room:
     "The filter of a stream, which says once what it meets."
     def __init__(self, max_length, mode, name):
@@ -274,6 +275,7 @@ def _good_rows(stream, n):
     except ValueError: pass
     return found
 
+# %% ../../nbs/data/truncate.ipynb #1e999a6c
 def _tell_lost(rows, tokenizer, name):
     "Warn of text that never reaches the model, and of rows of two kinds."
     rows = list(rows)
@@ -365,6 +367,7 @@ def prepare_dataset(
             _logger.warning_once if ready else _logger.warning)
     return drop_full_prompts(dataset, max_length, truncation_mode, name, lengths)
 
+# %% ../../nbs/data/truncate.ipynb #b2403031
 def _report(dataset, lengths, eos_id, max_length, mode, name, warn):
     empty = np.flatnonzero((lengths[:,1:]==0).any(1))
     if len(empty):

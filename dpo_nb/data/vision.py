@@ -141,6 +141,7 @@ def read_image(
 _cast = ("let datasets read it: from datasets import Image, List; dataset.cast_column('image', "
          "Image()), or cast_column('images', List(Image()))")
 
+# %% ../../nbs/data/vision.ipynb #36398528
 def block_images(
     row, # A row of the dataset
 )->list: # Not read yet
@@ -224,12 +225,11 @@ def pair_texts(
 
 def _plain_texts(row, processor, where):
     "Plain text is taken as it is, and so must write the places of its images as the processor reads them."
-    if _given_images(row,
-                     where) and image_mark in row['prompt'] and image_mark not in processor.tokenizer.get_vocab():
+    written, known = image_mark in row['prompt'], image_mark in processor.tokenizer.get_vocab()
+    if _given_images(row, where) and written and not known:
         raise ValueError(f"{where}: column 'prompt' writes {image_mark}, which this processor "
                          "does not know; write what its chat template writes for an "
-                         "image, or give messages, in which {image_mark} is read".replace(
-                             '{image_mark}', image_mark))
+                         f"image, or give messages, in which {image_mark} is read")
     return {k: row[k] for k in ('prompt','chosen','rejected')}
 
 # %% ../../nbs/data/vision.ipynb #c3c91cd8
@@ -460,6 +460,7 @@ def check_rows(
                         f"first {found['read']} pairs")
     return found
 
+# %% ../../nbs/data/vision.ipynb #8ce30c67
 def _warn_unended(row, eos, name):
     if is_conversational(row) or eos and all(row[k].rstrip().endswith(eos)
                                              for k in ('chosen','rejected')):
