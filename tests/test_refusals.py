@@ -173,10 +173,10 @@ def test_a_mixture_keeps_its_images(tmp_path):
 def test_an_image_that_comes_late_in_a_stream_is_not_dropped(tmp_path):
     from datasets import IterableDataset
     def late():
-        for i, r in enumerate(rows(4)): yield {k: r[k] for k in ('prompt', 'chosen', 'rejected')} | (dict(images=['x.png']) if i == 2 else {})
-    args = DPOConfig(str(tmp_path/'out'), max_steps=2, per_device_train_batch_size=2, bf16=False, use_cpu=True, save_strategy='no', report_to='none', disable_tqdm=True)
+        for i, r in enumerate(rows(24)): yield {k: r[k] for k in ('prompt', 'chosen', 'rejected')} | (dict(images=['x.png']) if i == 20 else {})
+    args = DPOConfig(str(tmp_path/'out'), max_steps=12, per_device_train_batch_size=2, bf16=False, use_cpu=True, save_strategy='no', report_to='none', disable_tqdm=True)
     t = DPOTrainer(load_toy_model(), args=args, train_dataset=IterableDataset.from_generator(late), processing_class=load_toy_tokenizer())
-    with pytest.raises(ValueError, match='row 2 of the train dataset has images, and the first rows have none'): t.train()
+    with pytest.raises(ValueError, match='row 20 of the train dataset has images, and the first rows have none'): t.train()
 
 
 def test_a_loss_that_cannot_be_a_key_trains(tmp_path):

@@ -19,29 +19,38 @@ from .truncate import truncate, truncation_modes
 # %% ../../nbs/data/collator.ipynb #e098097c
 def pad_right(
     rows:list, # Lists of token ids or of mask bits, of any lengths
-    value:int, # What to fill with
+    value:int, # What to pad with
     multiple_of:int|None=None, # Round the width up to a multiple of this
 )->Tensor: # `[N,T]`, int64
-    "Stack rows of different lengths into a rectangle, filling on the right."
+    "Stack rows of different lengths into a rectangle, padding on the right."
     width = max(map(len, rows))
     if multiple_of: width = -(-width//multiple_of)*multiple_of
     return torch.tensor([[*r, *[value]*(width-len(r))] for r in rows], dtype=torch.long)
 
 # %% ../../nbs/data/collator.ipynb #1dc1f79e
-ref_columns = ('ref_chosen_logps', 'ref_rejected_logps')  # log-probs of the answers under the reference, nats, if computed beforehand
-mask_columns = ('chosen_mask', 'rejected_mask')  # 1 on the tokens of the answers that are trained, if not all of them are
-pair_columns = ('pair_weight', 'pair_margin')  # how much a pair counts, and by how much chosen should win, if the dataset says so
-row_column = 'pair_row'  # the pair's number in the dataset as it was given, if somebody wants to know later
+# log-probs of the answers under the reference, nats, if computed beforehand
+ref_columns = ('ref_chosen_logps', 'ref_rejected_logps')
+# 1 on the tokens of the answers that are trained, if not all of them are
+mask_columns = ('chosen_mask', 'rejected_mask')
+# how much a pair counts, and by how much chosen should win, if the dataset says so
+pair_columns = ('pair_weight', 'pair_margin')
+# the pair's number in the dataset as it was given, if somebody wants to know later
+row_column = 'pair_row'
 
 def check_examples(
     examples:list, # Rows of a dataset
 )->None:
     "Raise unless there are rows, all of them tokenized, with reference log-probs and the like in all or in none."
-    if not examples: raise ValueError("the collator got an empty list of examples; a batch needs at least one pair")
+    if not examples:
+        raise ValueError("the collator got an empty list of examples; a batch needs at least "
+                         "one pair")
     for i,e in enumerate(examples):
         some = [c for c in (*ref_columns, *mask_columns, *pair_columns) if c in examples[0]]
-        missing = [c for c in token_columns if c not in e] + [c for c in some if e.get(c) is None]
-        if missing: raise ValueError(f"example {i} of the batch has no {missing[0]!r}, only {list(e)}; tokenize with dpo_nb.data.truncate.prepare_dataset"
+        missing = [c for c in token_columns if c not in e] + [c
+            for c in some if e.get(c) is None]
+        if missing:
+            raise ValueError(f"example {i} of the batch has no {missing[0]!r}, only {list(e)}; "
+                             "tokenize with dpo_nb.data.truncate.prepare_dataset"
                                      + (", and compute reference log-probs for all rows or none" if missing[0] in ref_columns else ''))
 
 # %% ../../nbs/data/collator.ipynb #c5f9ec5d
@@ -49,17 +58,24 @@ def check_collator(
     c, # A `DataCollatorForPreference`
 )->None:
     "Raise on the first setting that cannot work."
-    if c.pad_token_id is None: raise ValueError("pad_token_id is None; set tokenizer.pad_token, for example to tokenizer.eos_token, and pass tokenizer.pad_token_id")
-    if c.truncation_mode not in truncation_modes: raise ValueError(f"truncation_mode={c.truncation_mode!r} is unknown; choose one of {list(truncation_modes)}")
+    if c.pad_token_id is None:
+        raise ValueError("pad_token_id is None; set tokenizer.pad_token, for example to "
+                         "tokenizer.eos_token, and pass tokenizer.pad_token_id")
+    if c.truncation_mode not in truncation_modes:
+        raise ValueError(f"truncation_mode={c.truncation_mode!r} is unknown; choose one of "
+                         f"{list(truncation_modes)}")
     for k in ('max_length', 'pad_to_multiple_of'):
-        if getattr(c, k) is not None and getattr(c, k) < 1: raise ValueError(f"{k}={getattr(c, k)} is not legal; give at least 1, or None")
-    if c.return_tensors!='pt': raise ValueError(f"return_tensors={c.return_tensors!r} is not supported; a batch is made of PyTorch tensors, 'pt'")
+        if getattr(c, k) is not None and getattr(c, k) < 1:
+            raise ValueError(f"{k}={getattr(c, k)} is not legal; give at least 1, or None")
+    if c.return_tensors!='pt':
+        raise ValueError(f"return_tensors={c.return_tensors!r} is not supported; a batch is "
+                         "made of PyTorch tensors, 'pt'")
 
 # %% ../../nbs/data/collator.ipynb #132b37ab
 @dataclass
 class DataCollatorForPreference(DataCollatorMixin):
     "Batch of B tokenized pairs → `[2B,T]` tensors: rows 0…B−1 prompt+chosen, rows B…2B−1 prompt+rejected."
-    pad_token_id:int # Token id to fill with
+    pad_token_id:int # Token id to pad with
     max_length:int|None=None # Cut longer rows, tokens
     truncation_mode:str='keep_start' # Which end survives: keep_start or keep_end
     pad_to_multiple_of:int|None=None # Round T up to a multiple of this
@@ -69,20 +85,29 @@ class DataCollatorForPreference(DataCollatorMixin):
 
     def __call__(self, features, return_tensors=None):
         "As `torch_call`; another kind of tensor than 'pt' is refused."
-        if return_tensors not in (None, 'pt'): raise ValueError(f"return_tensors={return_tensors!r} is not supported; a batch is made of PyTorch tensors, 'pt'")
+        if return_tensors not in (None, 'pt'):
+            raise ValueError(f"return_tensors={return_tensors!r} is not supported; a batch is "
+                             "made of PyTorch tensors, 'pt'")
         return self.torch_call(features)
 
     def torch_call(self,
-        examples:list, # Rows with prompt_ids, chosen_ids, rejected_ids; perhaps with `ref_columns`, `mask_columns`, `pair_columns`
-    )->dict: # input_ids, attention_mask, completion_mask, each `[2B,T]`, int64; reference log-probs and pair columns `[B]` if given
-        "Join, cut, fill."
+        examples:list, # Tokenized rows; perhaps with `ref_columns`, `mask_columns`, `pair_columns`
+    )->dict: # input_ids, attention_mask, completion_mask `[2B,T]`, int64; further columns `[B]`
+        "Join, cut, pad."
         check_examples(examples)
-        sides = [(e['prompt_ids'], e[k], e.get(m)) for k,m in zip(token_columns[1:], mask_columns) for e in examples]  # 2B, chosen first
+        # 2B, chosen first
+        sides = [(e['prompt_ids'], e[k], e.get(m))
+                 for k,m in zip(token_columns[1:], mask_columns) for e in examples]
         def cut(x): return truncate(x, self.max_length, self.truncation_mode)
         ids = [cut([*p, *a]) for p,a,_ in sides]
         mask = [cut([0]*len(p) + ([1]*len(a) if m is None else [*m])) for p,a,m in sides]
-        def fill(rows, value): return pad_right(rows, value, self.pad_to_multiple_of)       # [2B,T]
-        batch = dict(input_ids=fill(ids, self.pad_token_id), attention_mask=fill([[1]*len(r) for r in ids], 0), completion_mask=fill(mask, 0))
+        # [2B,T]
+        def padded(rows, value): return pad_right(rows, value, self.pad_to_multiple_of)
+        batch = dict(input_ids=padded(ids, self.pad_token_id),
+                     attention_mask=padded([[1]*len(r) for r in ids], 0),
+                     completion_mask=padded(mask, 0))
         given = [c for c in (*ref_columns, *pair_columns) if c in examples[0]]
-        number = {row_column: torch.tensor([e[row_column] for e in examples])} if row_column in examples[0] else {}
-        return batch | number | {c: torch.tensor([e[c] for e in examples], dtype=torch.float32) for c in given}
+        number = {row_column: torch.tensor([e[row_column]
+                                            for e in examples])} if row_column in examples[0] else {}
+        return batch | number | {c: torch.tensor([e[c] for e in examples], dtype=torch.float32)
+                                 for c in given}

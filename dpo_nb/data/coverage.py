@@ -17,7 +17,9 @@ from .messages import media
 
 # %% ../../nbs/data/coverage.ipynb #03cebbe4
 _identifiers = ('role', 'name', 'tool_call_id', 'id', 'type', 'index')
-context_columns = ('system', 'system_message', 'developer', 'persona', 'documents', *prompt_names)  # they look like parts of a conversation
+# they look like parts of a conversation
+context_columns = ('system', 'system_message', 'developer', 'persona', 'documents',
+                   *prompt_names)
 
 def carried_texts(
     row:Mapping, # A row with its texts
@@ -31,8 +33,10 @@ def carried_texts(
                 if k not in _identifiers: yield from ((side, k, t) for t in _leaves(v, k))
     for t in _leaves(row.get('tools'), 'tools'): yield 'prompt', 'tools', t
     for c in row:
-        if c not in read_columns and c.lower() in context_columns: yield from (('prompt', f'column {c!r}', t) for t in _turns(row[c]))
+        if c not in read_columns and c.lower() in context_columns:
+            yield from (('prompt', f'column {c!r}', t) for t in _turns(row[c]))
 
+# %% ../../nbs/data/coverage.ipynb #53df8900
 def _leaves(x, key):
     "The texts inside of a value; of calls and tools names, descriptions and arguments."
     if isinstance(x, str) and key in ('tools', 'tool_calls', 'arguments'):
@@ -40,19 +44,22 @@ def _leaves(x, key):
         except ValueError: pass
     if isinstance(x, str): yield x
     elif isinstance(x, (list, tuple)): yield from (t for v in x for t in _leaves(v, key))
-    elif isinstance(x, Mapping): yield from (t for k,v in x.items() for t in _leaves(v, k) if _counts(k, x, key))
+    elif isinstance(x, Mapping):
+        yield from (t for k,v in x.items() for t in _leaves(v, k) if _counts(k, x, key))
 
 def _counts(k, x, key):
     "Is the value of this field a text of its own?"
     if key=='content': return k=='text' and x.get('type', 'text') not in media
-    if key in ('tools', 'function'): return k in ('function', 'name', 'description', 'arguments')
+    if key in ('tools', 'function'):
+        return k in ('function', 'name', 'description', 'arguments')
     return k not in ('type', 'id')
 
 def _turns(x):
     "The texts of a column: itself, or what is said in its messages."
     if isinstance(x, str): yield x
     for m in x if isinstance(x, (list, tuple)) else ():
-        said = m if isinstance(m, str) else m.get('content', m.get('value')) if isinstance(m, Mapping) else None
+        said = m if isinstance(m, str) else m.get('content', m.get('value')) if isinstance(m,
+            Mapping) else None
         yield from _leaves(said, 'content')
 
 # %% ../../nbs/data/coverage.ipynb #9b5eebdb
@@ -65,7 +72,9 @@ def reaches(
     whole = ' '.join(seen.split())
     def there(t): return ' '.join(t.split()) in whole
     spellings = (text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1])
-    return all(there(part) for part in text.split('<image>')) or any(map(there, spellings)) or same is not None and there(same(text))
+    return all(there(part)
+               for part in text.split('<image>')) or any(map(there,
+                   spellings)) or same is not None and there(same(text))
 
 def mark_lost(
     text:str, # That a row carries
@@ -74,7 +83,8 @@ def mark_lost(
     "A text with the words that never reach the model between brackets."
     words, given = text.split()[:300], seen.split()
     kept, out = [False]*len(words), []
-    for m in SequenceMatcher(None, words, given, autojunk=False).get_matching_blocks(): kept[m.a:m.a+m.size] = [True]*m.size
+    for m in SequenceMatcher(None, words, given, autojunk=False).get_matching_blocks():
+        kept[m.a:m.a+m.size] = [True]*m.size
     for i,(w,k) in enumerate(zip(words, kept)):
         opens, closes = not k and (i==0 or kept[i-1]), not k and (i==len(words)-1 or kept[i+1])
         out.append('⟦'*opens + w + '⟧'*closes)
@@ -102,12 +112,16 @@ class Coverage:
     ):
         "The same counts, as if that field were not looked at; the example stays if it is of another field."
         lost = {k: n for k,n in self.lost.items() if k[1]!=name}
-        sides = {s: max((n for (side,_),n in lost.items() if side==s), default=0) for s in ('prompt', 'chosen', 'rejected')}
-        return Coverage(self.rows, lost, **sides, one_sided=self.one_sided, example=self.example if lost and self.example[2]!=name else None)
+        sides = {s: max((n for (side,_),n in lost.items() if side==s), default=0)
+                 for s in ('prompt', 'chosen', 'rejected')}
+        return Coverage(self.rows, lost, **sides, one_sided=self.one_sided,
+                        example=self.example if lost and self.example[2]!=name else None)
 
     def __str__(self):
         if not self.lost: return f"all texts of {self.rows} rows reach the model"
-        parts = ', '.join(f"{name} of {side} in {n}" if not name.startswith('column') else f"{name} in {n}" for (side,name),n in self.lost.items())
+        parts = ', '.join(f"{name} of {side} in {n}"
+                          if not name.startswith('column') else f"{name} in {n}"
+                          for (side,name),n in self.lost.items())
         one = f", of one answer only in {self.one_sided}" if self.one_sided else ''
         text = f"of {self.rows} rows looked at, some carry text that never reaches the model: {parts}{one}"
         if self.example is None: return text
@@ -124,14 +138,18 @@ def coverage(
     lost, sides, total, one_sided, example = Counter(), Counter(), 0, 0, None
     for i,row in enumerate(rows):
         given, missing, total = texts(row), {}, total+1
-        seen = {'prompt': given['prompt']+given['chosen'], **{k: given['prompt'][-300:]+given[k] for k in ('chosen', 'rejected')}}
+        seen = {'prompt': given['prompt']+given['chosen'],
+                **{k: given['prompt'][-300:]+given[k] for k in ('chosen', 'rejected')}}
         anywhere = ' '.join(given.values())
         for side,name,text in carried_texts(row):
             where = anywhere if name.startswith('column') else seen[side]
-            if not reaches(text, where, same): missing.setdefault((side, name), mark_lost(text, where))
+            if not reaches(text, where, same):
+                missing.setdefault((side, name), mark_lost(text, where))
         lost.update(list(missing))
         here = {side for side,_ in missing}
         sides.update(here)
         one_sided += ('chosen' in here)!=('rejected' in here)
-        if missing and example is None: example = (i, *next(iter(missing)), next(iter(missing.values())))
-    return Coverage(total, dict(lost), *(sides[s] for s in ('prompt', 'chosen', 'rejected')), one_sided, example)
+        if missing and example is None:
+            example = (i, *next(iter(missing)), next(iter(missing.values())))
+    return Coverage(total, dict(lost), *(sides[s] for s in ('prompt', 'chosen', 'rejected')),
+                    one_sided, example)

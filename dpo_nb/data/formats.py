@@ -17,14 +17,18 @@ def is_conversational(
 )->bool: # True if its texts are lists of role/content messages
     "Messages or plain strings? Decided by the first of prompt, chosen, rejected that is there."
     text = next((row[k] for k in ('prompt','chosen','rejected') if k in row), None)
-    return isinstance(text, (list, tuple)) and len(text)>0 and isinstance(text[0], Mapping) and 'role' in text[0]
+    return isinstance(text, (list, tuple)) and len(text)>0 and isinstance(text[0],
+        Mapping) and 'role' in text[0]
 
 # %% ../../nbs/data/formats.ipynb #303ce915
 def layout(
     row:Mapping, # One example
 )->str: # Such as "conversational, implicit prompt, with tools"
     "Which of the four layouts a row has, in words."
-    return f"{'conversational' if is_conversational(row) else 'plain text'}, {'explicit' if 'prompt' in row else 'implicit'} prompt{', with tools' if row.get('tools') else ''}"
+    kind = 'conversational' if is_conversational(row) else 'plain text'
+    where = 'explicit' if 'prompt' in row else 'implicit'
+    tools = ', with tools' if row.get('tools') else ''
+    return f'{kind}, {where} prompt{tools}'
 
 # %% ../../nbs/data/formats.ipynb #bf5c222d
 def extract_prompt(
@@ -44,19 +48,28 @@ def check_messages(
     where:str='the conversation', # Where it was found, for the message
 )->None:
     "Raise unless this is a list of messages, each with a role and something to say."
-    if not messages: raise ValueError(f"{where} is an empty list; it needs at least one message such as {example}")
+    if not messages:
+        raise ValueError(f"{where} is an empty list; it needs at least one message such as "
+                         f"{example}")
     for i,m in enumerate(messages):
-        if not isinstance(m, Mapping): raise ValueError(f"{where}: message {i} is {_show(m)}; it must be a dict such as {example}")
+        if not isinstance(m, Mapping):
+            raise ValueError(f"{where}: message {i} is {_show(m)}; it must be a dict such as "
+                             f"{example}")
         fields = [k for k,v in m.items() if v is not None]
         if not isinstance(m.get('role'), str):
             rename = _rename if 'value' in fields else ''
-            raise ValueError(f"{where}: message {i} has the fields {fields}; it must be a dict such as {example}{rename}")
-        if fields==['role']: raise ValueError(f"{where}: message {i}, of role {m['role']!r}, has no 'content'; it must be a dict such as {example}")
+            raise ValueError(f"{where}: message {i} has the fields {fields}; it must be a dict "
+                             f"such as {example}{rename}")
+        if fields==['role']:
+            raise ValueError(f"{where}: message {i}, of role {m['role']!r}, has no 'content'; "
+                             f"it must be a dict such as {example}")
         if not _is_content(m.get('content')):
             raise ValueError(f"{where}: message {i} has the content {_show(m['content'])}; "
-                             "it must be a string, or a list of blocks such as {'type': 'text', 'text': '…'}")
+                             "it must be a string, or a list of blocks such as {'type': "
+                             "'text', 'text': '…'}")
 
-_rename = " (rename 'from' to 'role' and 'value' to 'content'; from dpo_nb.data.messages import standard_row; dataset.map(standard_row) does it)"
+_rename = (" (rename 'from' to 'role' and 'value' to 'content'; from dpo_nb.data.messages import "
+           "standard_row; dataset.map(standard_row) does it)")
 
 def _is_content(x):
     "Nothing, a text, or blocks."
@@ -75,14 +88,20 @@ def check_texts(
     "Raise unless prompt (if it is there), chosen and rejected are all strings or all lists of messages."
     texts = {k: row[k] for k in ('prompt','chosen','rejected') if k in row}
     for k,v in texts.items():
-        if not isinstance(v, (str, list, tuple)): raise ValueError(f"{where}: column {k!r} is {_show(v)}; it must be a string or a list of messages such as {example}")
+        if not isinstance(v, (str, list, tuple)):
+            raise ValueError(f"{where}: column {k!r} is {_show(v)}; it must be a string or a "
+                             f"list of messages such as {example}")
         if not isinstance(v, str): check_messages(v, f"{where}: column {k!r}")
     plain, chat = ([k for k,v in texts.items() if isinstance(v, str)==s] for s in (True, False))
-    if plain and chat: raise ValueError(f"{where}: column {plain[0]!r} is a string but {chat[0]!r} is a list of messages; {_way_out(texts, plain)}")
+    if plain and chat:
+        raise ValueError(f"{where}: column {plain[0]!r} is a string but {chat[0]!r} is a list "
+                         f"of messages; {_way_out(texts, plain)}")
 
 def _way_out(texts, plain):
-    if plain!=['prompt']: return f"make {plain[-1]!r} a list too: [{{'role': 'assistant', 'content': …}}]"
-    if texts['chosen'][0].get('content')==texts['prompt']: return "the messages begin with that prompt already, so drop the column: dataset.remove_columns('prompt')"
+    if plain!=['prompt']:
+        return f"make {plain[-1]!r} a list too: [{{'role': 'assistant', 'content': …}}]"
+    if texts['chosen'][0].get('content')==texts['prompt']:
+        return "the messages begin with that prompt already, so drop the column: dataset.remove_columns('prompt')"
     return "make the prompt a list too: [{'role': 'user', 'content': …}]"
 
 # %% ../../nbs/data/formats.ipynb #622e2796
@@ -93,21 +112,28 @@ def check_split(
     "Raise unless splitting the prompt off left a prompt and two answers."
     p, give = row['prompt'], "give the prompt in a column 'prompt'"
     if not (row['chosen'] or row['rejected']):
-        raise ValueError(f"{where}: columns 'chosen' and 'rejected' are identical, so nothing tells where the prompt ends; drop the row, or {give}")
-    if not (p.strip() if isinstance(p, str) else p): raise ValueError(f"{where}: columns 'chosen' and 'rejected' share no beginning, so there is no prompt; {give}")
+        raise ValueError(f"{where}: columns 'chosen' and 'rejected' are identical, so nothing "
+                         f"tells where the prompt ends; drop the row, or {give}")
+    if not (p.strip() if isinstance(p, str) else p):
+        raise ValueError(f"{where}: columns 'chosen' and 'rejected' share no beginning, so "
+                         f"there is no prompt; {give}")
     for k in ('chosen','rejected'):
-        if _blank(row[k]): raise ValueError(f"{where}: nothing is left of column {k!r} after the beginning that both answers share; drop the row, or {give}")
+        if _blank(row[k]):
+            raise ValueError(f"{where}: nothing is left of column {k!r} after the beginning "
+                             f"that both answers share; drop the row, or {give}")
 
 def _blank(x):
     "Is there nothing to read, neither text nor a call of a tool?"
     if isinstance(x, str): return not x.strip()
-    return all(_blank(_content(m)) and not any(v for k,v in m.items() if k not in ('role','content')) for m in x)
+    return all(_blank(_content(m))
+               and not any(v for k,v in m.items() if k not in ('role','content')) for m in x)
 
 def _content(message):
     "The text of a message, its blocks joined; a block of another kind counts as text."
     content = message.get('content') or ''
     if isinstance(content, str): return content
-    return ''.join(b['text'] if isinstance(b.get('text'), str) else str(b.get('type', '')) for b in content)
+    return ''.join(b['text'] if isinstance(b.get('text'), str) else str(b.get('type', ''))
+                   for b in content)
 
 # %% ../../nbs/data/formats.ipynb #d1963df1
 not_answers = ('user', 'human', 'system', 'developer')  # roles that no answer begins with
@@ -119,35 +145,48 @@ def check_answers(
     "Raise unless both answers hold text, and begin after the prompt with words of the model."
     p, answers = row['prompt'], {k: row[k] for k in ('chosen','rejected')}
     for k,x in answers.items():
-        if _blank(x): raise ValueError(f"{where}: column {k!r} is empty; an answer needs text, so drop the row")
+        if _blank(x):
+            raise ValueError(f"{where}: column {k!r} is empty; an answer needs text, so drop "
+                             "the row")
     repeats = [k for k,x in answers.items() if _repeats(x, p)]
     if len(repeats) > isinstance(p, str):  # one message list, or two strings
-        raise ValueError(f"{where}: column {repeats[0]!r} repeats the prompt; drop the column 'prompt', dataset.remove_columns('prompt'), "
+        raise ValueError(f"{where}: column {repeats[0]!r} repeats the prompt; drop the column "
+                         "'prompt', dataset.remove_columns('prompt'), "
                          "and it is read from the beginning of both answers")
     for k,x in answers.items():
         if not isinstance(x, str) and x[0]['role'] in not_answers:
-            raise ValueError(f"{where}: the answer in column {k!r} begins with a message of role {x[0]['role']!r}, "
-                             "which would be trained as if the model had written it; move it into the prompt")
+            raise ValueError(f"{where}: the answer in column {k!r} begins with a message of "
+                             f"role {x[0]['role']!r}, "
+                             "which would be trained as if the model had written it; move it "
+                             "into the prompt")
 
 def _repeats(answer, prompt):
     if isinstance(answer, str): return len(prompt.split())>1 and answer.startswith(prompt)
     return len(prompt)>0 and list(answer[:len(prompt)])==list(prompt)
 
 # %% ../../nbs/data/formats.ipynb #c9daac91
-read_columns = ('prompt', 'chosen', 'rejected', 'tools', 'chat_template_kwargs')  # what a row is read for
-prompt_names = ('prompt', 'prompts', 'prompt_text', 'question', 'questions', 'instruction', 'instructions', 'query', 'problem', 'input', 'inputs',
-                'request', 'context', 'user_input', 'user_prompt', 'user_message', 'system_prompt', 'history', 'messages', 'conversation', 'conversations')
-about_answers = ('chosen', 'rejected', 'response', 'answer', 'rationale', 'reason', 'explanation', 'critique', 'feedback', 'comment')
+# what a row is read for
+read_columns = ('prompt', 'chosen', 'rejected', 'tools', 'chat_template_kwargs')
+prompt_names = ('prompt', 'prompts', 'prompt_text', 'question', 'questions', 'instruction',
+                'instructions', 'query', 'problem', 'input', 'inputs',
+                'request', 'context', 'user_input', 'user_prompt', 'user_message',
+                'system_prompt', 'history', 'messages', 'conversation', 'conversations')
+about_answers = ('chosen', 'rejected', 'response', 'answer', 'rationale', 'reason',
+                 'explanation', 'critique', 'feedback', 'comment')
 
+# %% ../../nbs/data/formats.ipynb #de6898be
 def unread_prompt(
     rows:list, # Some rows of a dataset without a column `prompt`, each of which passes `check_texts`
 )->str|None: # The column's name
     "Is there a column that seems to hold the prompt, although nothing reads it?"
     for k in (k for k in rows[0] if k not in read_columns):
         asked = [(t, r) for r in rows if (t := _asked(r.get(k)))]
-        if k.lower() in prompt_names: unread = [t for t,r in asked if not _within(t, extract_prompt(r)['prompt'])]
+        if k.lower() in prompt_names:
+            unread = [t for t,r in asked if not _within(t, extract_prompt(r)['prompt'])]
         elif isinstance(rows[0]['chosen'], str) and _prose(k, [t for t,_ in asked]):
-            unread = [t for t,r in asked if not _within(t, r['chosen']) and not _within(t, r['rejected'])]
+            unread = [t
+                      for t,r in asked
+                      if not _within(t, r['chosen']) and not _within(t, r['rejected'])]
         else: continue
         if 2*len(unread) > len(asked): return k
     return None
@@ -157,12 +196,14 @@ def _asked(x):
     if isinstance(x, str): return (x,) if x.strip() else ()
     turns = [m for m in x if isinstance(m, Mapping)] if isinstance(x, (list, tuple)) else []
     asked = [m for m in turns if m.get('role', m.get('from')) in ('user','human')]
-    texts = [m['value'] if isinstance(m.get('value'), str) else _content(m) for m in asked if _is_content(m.get('content'))]
+    texts = [m['value'] if isinstance(m.get('value'), str) else _content(m)
+             for m in asked if _is_content(m.get('content'))]
     return tuple(t for t in texts if t.strip())
 
 def _prose(name, asked):
     words = sorted(len(t[0].split()) for t in asked)
-    return len(asked)>0 and not any(w in name.lower() for w in about_answers) and words[len(words)//2]>3 and len(set(asked))>len(asked)/3
+    return len(asked)>0 and not any(w in name.lower()
+                                    for w in about_answers) and words[len(words)//2]>3 and len(set(asked))>len(asked)/3
 
 def _within(texts, whole):
     "Do all these texts stand in a prompt or answer, white space aside?"
@@ -181,11 +222,20 @@ def check_columns(
     columns = list(columns)
     if set(token_columns) <= set(columns): return
     missing = [c for c in ('chosen','rejected') if c not in columns]
-    if missing: raise ValueError(f"the {name} dataset has no column {' and no column '.join(map(repr, missing))}, only {columns}; "
+    if missing:
+        raise ValueError(f"the {name} dataset has no column "
+                         f"{' and no column '.join(map(repr, missing))}, only {columns}; "
                                  "a preference dataset has 'prompt', 'chosen' and 'rejected'")
-    if {'image','images'} & set(columns): raise ValueError(f"the {name} dataset has images, and what reads it here reads only text; pass it to DPOTrainer as train_dataset, with a vision-language model and its processor, or remove the column")
+    if {'image','images'} & set(columns):
+        raise ValueError(f"the {name} dataset has images, and what reads it here reads only "
+                         "text; pass it to DPOTrainer as train_dataset, with a vision-language "
+                         "model and its processor, or remove the column")
     if 'prompt' in columns or not rows: return
     for i,r in enumerate(rows): check_texts(r, f"row {i} of the {name} dataset")
     found = unread_prompt(rows)
-    if found: raise ValueError(f"the {name} dataset has no column 'prompt', and nothing would read its column {found!r}, so the model would be trained without it; "
-                               f"rename it, dataset.rename_column({found!r}, 'prompt'), or if it is not the prompt remove it, dataset.remove_columns({found!r})")
+    if found:
+        raise ValueError(f"the {name} dataset has no column 'prompt', and nothing would read "
+                         f"its column {found!r}, so the model would be trained without it; "
+                               f"rename it, dataset.rename_column({found!r}, 'prompt'), or if "
+                               "it is not the prompt remove it, "
+                               f"dataset.remove_columns({found!r})")

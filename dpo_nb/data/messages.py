@@ -17,7 +17,8 @@ from .formats import example, is_conversational
 
 # %% ../../nbs/data/messages.ipynb #b6ee0d66
 _begins = re.compile(r'''\s*\[\s*\{\s*['"]\w+['"]\s*:''')      # a list of dicts
-_roles = re.compile(r'''['"](role|from)['"]\s*:''')            # with a field that names the speaker
+# with a field that names the speaker
+_roles = re.compile(r'''['"](role|from)['"]\s*:''')
 
 def _numpy(text):
     "Python text of an array: no commas between the items, only a new line."
@@ -34,7 +35,8 @@ def read_messages(
         except (ValueError, SyntaxError, RecursionError, MemoryError): continue
         speaks = all(isinstance(m, Mapping) and ('role' in m or 'from' in m) for m in found)
         return [mark_nulls(m) for m in found] if isinstance(found, list) and speaks else text
-    raise ValueError(f"{where} looks like messages written as text, and is neither JSON nor Python; write it with "
+    raise ValueError(f"{where} looks like messages written as text, and is neither JSON nor "
+                     "Python; write it with "
                      "json.dumps, or store the list itself, as in a jsonl or parquet file")
 
 # %% ../../nbs/data/messages.ipynb #452d4c9c
@@ -65,16 +67,20 @@ def read_row(
 
 # %% ../../nbs/data/messages.ipynb #22d691de
 known_roles = ('system', 'developer', 'user', 'assistant', 'tool', 'function', 'ipython')
-role_names = dict(human='user', question='user', instruction='user', prompter='user',  # other words → what is meant
-                  gpt='assistant', chatgpt='assistant', bing='assistant', bard='assistant', bot='assistant', chatbot='assistant', model='assistant',
-                  ai='assistant', llm='assistant', answer='assistant', response='assistant', observation='tool', tool_response='tool', function_call='assistant')
+# other words → what is meant
+role_names = dict(human='user', question='user', instruction='user', prompter='user',
+                  gpt='assistant', chatgpt='assistant', bing='assistant', bard='assistant',
+                  bot='assistant', chatbot='assistant', model='assistant',
+                  ai='assistant', llm='assistant', answer='assistant', response='assistant',
+                  observation='tool', tool_response='tool', function_call='assistant')
 
 def is_known(
     role:str, # As a message has it
     template:str='', # The chat template
 )->bool:
     "Is the role a usual one, or one that the template names?"
-    return role in known_roles or re.search(rf'''['"]{re.escape(role)}['"]''', template) is not None
+    return role in known_roles or re.search(rf'''['"]{re.escape(role)}['"]''',
+                                            template) is not None
 
 def any_unknown(
     messages:list, # With roles
@@ -92,6 +98,7 @@ def meant_role(
     lower = role.lower()
     return lower if lower in known_roles else role_names.get(lower)
 
+# %% ../../nbs/data/messages.ipynb #48f4efac
 def check_roles(
     row:Mapping, # prompt, chosen, rejected
     template:str='', # The chat template
@@ -101,29 +108,35 @@ def check_roles(
     for k in ('prompt','chosen','rejected'):
         for m in row.get(k, '') if not isinstance(row.get(k), str) else ():
             meant = meant_role(m['role'], template)
-            if meant: raise ValueError(f"{where}: column {k!r} has a message of role {m['role']!r}, which the chat template does not know; {meant!r} is meant. {_advice}")
+            if meant:
+                raise ValueError(f"{where}: column {k!r} has a message of role {m['role']!r}, "
+                                 f"which the chat template does not know; {meant!r} is meant. "
+                                 f"{_advice}")
 
 _advice = "To rename them: from dpo_nb.data.messages import standard_row; dataset = dataset.map(standard_row)"
 
-# %% ../../nbs/data/messages.ipynb #48f4efac
+# %% ../../nbs/data/messages.ipynb #383e1901
 def standard_row(
     row:Mapping, # A row of the dataset; its messages have role and content, or from and value
 )->dict: # prompt, chosen, rejected, those that it has
     "The row's messages with the usual names of roles and fields; for `dataset.map`."
     row = read_row(row)
-    talks = {k: row[k] for k in ('prompt','chosen','rejected') if isinstance(row.get(k), (list, tuple))}
+    talks = {k: row[k]
+             for k in ('prompt','chosen','rejected') if isinstance(row.get(k), (list, tuple))}
     return {k: [_standard(m) for m in talk] for k,talk in talks.items()}
 
 def _standard(m):
-    m = {dict([('from', 'role'), ('value', 'content')]).get(k, k): v for k,v in m.items() if v is not None}
+    m = {dict([('from', 'role'), ('value', 'content')]).get(k, k): v
+         for k,v in m.items() if v is not None}
     return m | dict(role=meant_role(str(m.get('role'))) or m.get('role'))
 
-# %% ../../nbs/data/messages.ipynb #383e1901
+# %% ../../nbs/data/messages.ipynb #2fec38b4
 def _print(tokenizer, messages, template=None):
     "What the template makes of messages; None if it refuses them."
     more = {} if template is None else dict(chat_template=template)
     try: return tokenizer.apply_chat_template(messages, tokenize=False, **more)
-    except Exception: return None                                              # templates raise what they like
+    # templates raise what they like
+    except Exception: return None
 
 _answers = {} # (question, template) → what was found; a template is asked once
 
@@ -150,8 +163,9 @@ def message_text(
     if content is None or isinstance(content, str): return content or ''
     return ''.join(b.get('text') or '' for b in content)
 
-# %% ../../nbs/data/messages.ipynb #2fec38b4
-media = dict(image='images', image_url='images', input_image='images', video='videos', video_url='videos', audio='sound', audio_url='sound', input_audio='sound')
+# %% ../../nbs/data/messages.ipynb #adde8073
+media = dict(image='images', image_url='images', input_image='images', video='videos',
+             video_url='videos', audio='sound', audio_url='sound', input_audio='sound')
 
 def check_blocks(
     row:Mapping, # prompt, chosen, rejected
@@ -160,17 +174,28 @@ def check_blocks(
     images:bool=False, # Are images read?
 )->None:
     "Raise at the first block that would not reach the model."
-    talks = {k: row[k] for k in ('prompt','chosen','rejected') if not isinstance(row.get(k, ''), str)}
-    for k,m,b in ((k, m, b) for k,talk in talks.items() for m in talk if isinstance(m.get('content'), (list, tuple)) for b in m['content']):
-        kind, here = str(b.get('type', 'text')), f"{where}: column {k!r} has a block of type {b.get('type')!r}"
+    talks = {k: row[k]
+             for k in ('prompt','chosen','rejected') if not isinstance(row.get(k, ''), str)}
+    for k,m,b in ((k, m, b) for k,talk in talks.items()
+                  for m in talk if isinstance(m.get('content'), (list, tuple))
+                  for b in m['content']):
+        kind, here = str(b.get('type',
+                               'text')), f"{where}: column {k!r} has a block of type {b.get('type')!r}"
         if kind=='text' and isinstance(b.get('text'), str): continue
-        if kind=='text': raise ValueError(f"{here} without a text; give {{'type': 'text', 'text': '…'}}")
+        if kind=='text':
+            raise ValueError(f"{here} without a text; give {{'type': 'text', 'text': '…'}}")
         if media.get(kind)=='images' and images: continue
-        if media.get(kind)=='images': raise ValueError(f"{here}, and what reads it here reads only text; pass a vision-language model with its processor to DPOTrainer, or remove the block")
-        if kind in media: raise ValueError(f"{here}; {media[kind]} are not supported, remove such rows")
-        if not re.search(rf'''['"]{re.escape(kind)}['"]''', template): raise ValueError(f"{here}, which the chat template does not print; make it text, or remove it")
+        if media.get(kind)=='images':
+            raise ValueError(f"{here}, and what reads it here reads only text; pass a "
+                             "vision-language model with its processor to DPOTrainer, or "
+                             "remove the block")
+        if kind in media:
+            raise ValueError(f"{here}; {media[kind]} are not supported, remove such rows")
+        if not re.search(rf'''['"]{re.escape(kind)}['"]''', template):
+            raise ValueError(f"{here}, which the chat template does not print; make it text, "
+                             "or remove it")
 
-# %% ../../nbs/data/messages.ipynb #adde8073
+# %% ../../nbs/data/messages.ipynb #0d710267
 def wanted_arguments(
     tokenizer:PreTrainedTokenizerBase|ProcessorMixin, # With a chat template
     flat:bool=False, # name and arguments stand in the call itself, not in its function
@@ -179,7 +204,8 @@ def wanted_arguments(
     "Which form of a call's arguments the template prints as JSON."
     key = f'arguments {flat}', str(template or tokenizer.chat_template)
     if key not in _answers:
-        as_text, as_dict = (_probe_call(tokenizer, a, flat, template) for a in ('{"probe": 1}', dict(probe=1)))
+        as_text, as_dict = (_probe_call(tokenizer, a, flat, template)
+                            for a in ('{"probe": 1}', dict(probe=1)))
         twice = as_text is not None and r'\"probe\"' in as_text
         python = as_dict is not None and "{'probe'" in as_dict or as_dict is None and as_text is not None
         _answers[key] = 'dict' if twice else 'text' if python else 'either'
@@ -188,9 +214,11 @@ def wanted_arguments(
 def _probe_call(tokenizer, arguments, flat, template):
     inner = dict(name='f', arguments=arguments)
     call = inner if flat else dict(type='function', id='abcdefghi', function=inner)
-    return _print(tokenizer, [dict(role='user', content='a'), dict(role='assistant', content='', tool_calls=[call])], template)
+    return _print(tokenizer,
+                  [dict(role='user', content='a'),
+                   dict(role='assistant', content='', tool_calls=[call])], template)
 
-# %% ../../nbs/data/messages.ipynb #0d710267
+# %% ../../nbs/data/messages.ipynb #d545c258
 def fit_messages(
     tokenizer:PreTrainedTokenizerBase|ProcessorMixin, # With a chat template
     messages:list, # Without fields that Arrow added
@@ -202,10 +230,14 @@ def fit_messages(
 
 def _fit(tokenizer, m, template, join):
     content, calls = m.get('content'), m.get('tool_calls')
-    if join and isinstance(content, (list, tuple)) and all(b.get('type', 'text')=='text' for b in content):
-        if not reads_blocks(tokenizer, m['role'], template): m = {**m, 'content': message_text(m)}
+    if join and isinstance(content,
+                           (list, tuple)) and all(b.get('type', 'text')=='text'
+                                                  for b in content):
+        if not reads_blocks(tokenizer, m['role'], template):
+            m = {**m, 'content': message_text(m)}
     if isinstance(calls, str): calls = json.loads(calls)
-    return {**m, 'tool_calls': [_fit_call(tokenizer, c, template) for c in calls]} if calls else m
+    return {**m,
+            'tool_calls': [_fit_call(tokenizer, c, template) for c in calls]} if calls else m
 
 def _fit_call(tokenizer, call, template):
     flat = 'function' not in call
@@ -223,27 +255,38 @@ def _from_json(text):
     except ValueError: return text
     return Kept(found) if isinstance(found, Mapping) else text
 
-# %% ../../nbs/data/messages.ipynb #d545c258
+# %% ../../nbs/data/messages.ipynb #8605799f
 def json_columns(
     features:Mapping|None, # Of a dataset; None if it does not know them
 )->dict: # Empty for nearly all datasets
     "The columns of messages and tools that hold values of the type `Json`, and their features."
-    return {k: f for k,f in (features or {}).items() if k in ('prompt','chosen','rejected','tools') and _json_in(f)}
+    return {k: f
+            for k,f in (features or {}).items()
+            if k in ('prompt','chosen','rejected','tools') and _json_in(f)}
 
 def keep_nulls(
     row:Mapping, # A row of a dataset
     columns:Mapping, # From `json_columns`
 )->Mapping: # The same row where no column holds `Json`
     "A row in which the nulls of `Json` values are marked as meant."
-    return {**row, **{k: _marked(row[k], f) for k,f in columns.items() if k in row}} if columns else row
+    return {**row,
+            **{k: _marked(row[k], f)
+               for k,f in columns.items() if k in row}} if columns else row
 
 def _json_in(feature):
     if type(feature).__name__=='Json': return True
-    inside = feature.values() if isinstance(feature, dict) else [feature.feature] if hasattr(feature, 'feature') else feature if isinstance(feature, list) else ()
+    inside = feature.values() if isinstance(feature,
+                                            dict) else [feature.feature] if hasattr(feature,
+                                                'feature') else feature if isinstance(feature,
+                                                    list) else ()
     return any(_json_in(f) for f in inside)
 
 def _marked(x, feature, key=''):
     if type(feature).__name__=='Json': return _mark(key, x)
-    if isinstance(feature, dict) and isinstance(x, Mapping): return {k: _marked(v, feature[k], k) if k in feature else v for k,v in x.items()}
-    each = getattr(feature, 'feature', feature[0] if isinstance(feature, list) and feature else None)
-    return [_marked(v, each, key) for v in x] if isinstance(x, (list, tuple)) and each is not None else x
+    if isinstance(feature, dict) and isinstance(x, Mapping):
+        return {k: _marked(v, feature[k], k) if k in feature else v for k,v in x.items()}
+    each = getattr(feature, 'feature',
+                   feature[0] if isinstance(feature, list) and feature else None)
+    return [_marked(v, each, key) for v in x] if isinstance(x,
+                                                            (list,
+                                                                tuple)) and each is not None else x

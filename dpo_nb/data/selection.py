@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .collator import mask_columns, pair_columns
@@ -25,20 +26,26 @@ _logger = logging.get_logger(__name__)
 def assistant_mask(
     row:Mapping, # prompt, chosen and rejected as messages; perhaps tools, chat_template_kwargs
     side:str, # 'chosen' or 'rejected'
-    tokenizer, # A `PreTrainedTokenizerBase` with a chat template
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase` with a chat template
     where:str='this row', # For the message
 )->list[int]: # 1 on tokens that the model writes, one number per token of prompt + answer
     "Which tokens of the rendered conversation the model would have to write itself."
-    talk, first, kw = [*row['prompt'], *row[side]], len(row['prompt']), template_kwargs(row, where)
+    talk, first, kw = [*row['prompt'], *row[side]], len(row['prompt']), template_kwargs(row,
+        where)
     whole = render_ids(tokenizer, talk, **kw)
     mask, done = [0]*len(whole), 0
     for k in range(first, len(talk)):
         if talk[k]['role']!='assistant': continue
-        start = common_prefix_length(whole, render_ids(tokenizer, talk[:k], add_generation_prompt=True, **kw))
-        end = len(whole) if k==len(talk)-1 else common_prefix_length(whole, render_ids(tokenizer, talk[:k+1], **kw))
+        start = common_prefix_length(whole,
+                                     render_ids(tokenizer, talk[:k], add_generation_prompt=True,
+                                                **kw))
+        end = len(whole) if k==len(talk)-1 else common_prefix_length(whole,
+            render_ids(tokenizer, talk[:k+1], **kw))
         if not done <= start < end:
-            raise ValueError(f"{where}: the chat template writes message {k-first} of {side!r} differently once others follow, so it cannot be told which "
-                             "tokens are the model's; use loss_on='completion', or a template that keeps earlier turns as they were")
+            raise ValueError(f"{where}: the chat template writes message {k-first} of {side!r} "
+                             "differently once others follow, so it cannot be told which "
+                             "tokens are the model's; use loss_on='completion', or a template "
+                             "that keeps earlier turns as they were")
         mask[start:end], done = [1]*(end-start), end
     return mask
 
@@ -46,81 +53,109 @@ def assistant_mask(
 _loss_places = ('completion', 'assistant')  # what `loss_on` may be
 
 def mark_turns(
-    dataset, # Tokenized `Dataset` or `IterableDataset`, with its messages
-    tokenizer, # A `PreTrainedTokenizerBase`
+    dataset:Dataset|IterableDataset, # Tokenized `Dataset` or `IterableDataset`, with its messages
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
     loss_on:str='completion', # 'completion': all tokens of the answers; 'assistant': those that the model writes
     num_proc:int|None=None, # Processes for `Dataset.map`
     name:str='train', # For messages
-): # The same kind of dataset, for 'assistant' with chosen_mask and rejected_mask
+)->Dataset|IterableDataset: # The same kind, for 'assistant' with chosen_mask and rejected_mask
     "Mark the tokens that are trained."
-    if loss_on not in _loss_places: raise ValueError(f"loss_on={loss_on!r} is unknown; choose one of {list(_loss_places)}")
+    if loss_on not in _loss_places:
+        raise ValueError(f"loss_on={loss_on!r} is unknown; choose one of {list(_loss_places)}")
     if loss_on=='completion': return dataset
     lost = [c for c in ('prompt','chosen','rejected') if c not in (dataset.column_names or ())]
     if lost and isinstance(dataset, Dataset):
-        raise ValueError(f"loss_on='assistant' needs the messages, and the {name} dataset has no column {lost[0]!r}; pass it before tokenizing")
-    kw = dict(with_indices=True, fn_kwargs=dict(tokenizer=tokenizer, name=name, given=json_columns(dataset.features)))
+        raise ValueError(f"loss_on='assistant' needs the messages, and the {name} dataset has "
+                         f"no column {lost[0]!r}; pass it before tokenizing")
+    kw = dict(with_indices=True,
+              fn_kwargs=dict(tokenizer=tokenizer, name=name,
+                             given=json_columns(dataset.features)))
     if isinstance(dataset, IterableDataset): return dataset.map(_mark, **kw)
     kinds = Features(dict(dataset.features) | {c: List(Value('int8')) for c in mask_columns})
-    return dataset.map(_mark, features=kinds, num_proc=num_proc and min(num_proc, len(dataset)), desc=f'Marking turns of the {name} dataset', **kw)
+    return dataset.map(_mark, features=kinds, num_proc=num_proc and min(num_proc, len(dataset)),
+                       desc=f'Marking turns of the {name} dataset', **kw)
 
 def _mark(row, i, tokenizer, name, given):
     row = keep_nulls(row, given)
     where, out = f"row {i} of the {name} dataset", {}
     for side,column,ids in zip(('chosen','rejected'), mask_columns, token_columns[1:]):
-        if is_conversational(row): out[column] = assistant_mask({k: row[k] for k in read_columns if k in row}, side, tokenizer, where)[len(row['prompt_ids']):]
+        if is_conversational(row):
+            out[column] = assistant_mask({k: row[k] for k in read_columns if k in row}, side,
+                                         tokenizer, where)[len(row['prompt_ids']):]
         else: out[column] = [1]*len(row[ids])
-        if not any(out[column]): raise ValueError(f"{where}: no token of {side!r} is the assistant's, so there is nothing to train; drop the row")
+        if not any(out[column]):
+            raise ValueError(f"{where}: no token of {side!r} is the assistant's, so there is "
+                             "nothing to train; drop the row")
     return out
 
 # %% ../../nbs/data/selection.ipynb #0177ba2b
 _overlong_ways = ('truncate', 'drop', 'error')  # what `overlong` may be
 
 def handle_overlong(
-    dataset, # Tokenized `Dataset` or `IterableDataset`
+    dataset:Dataset|IterableDataset, # Tokenized `Dataset` or `IterableDataset`
     max_length:int|None, # As given to the collator
     overlong:str='truncate', # 'truncate': leave it to the collator; 'drop' or 'error'
     name:str='train', # For messages
-): # The same kind of dataset
+)->Dataset|IterableDataset: # The same kind
     "Drop or refuse pairs of which a side is longer than `max_length`."
-    if overlong not in _overlong_ways: raise ValueError(f"overlong={overlong!r} is unknown; choose one of {list(_overlong_ways)}")
+    if overlong not in _overlong_ways:
+        raise ValueError(f"overlong={overlong!r} is unknown; choose one of "
+                         f"{list(_overlong_ways)}")
     if overlong=='truncate' or max_length is None: return dataset
-    if isinstance(dataset, IterableDataset): return dataset.filter(_Fits(max_length, overlong, name))
+    if isinstance(dataset, IterableDataset):
+        return dataset.filter(_Fits(max_length, overlong, name))
     n = pair_lengths(dataset)
     long = np.flatnonzero(n[:,0] + n[:,1:].max(1) > max_length)
     if not len(long): return dataset
-    if overlong=='error': raise ValueError(_too_long(f'{len(long)} of {len(n)} pairs', name, max_length, f'row {long[0]}', n[long[0]]))
+    if overlong=='error':
+        raise ValueError(_too_long(f'{len(long)} of {len(n)} pairs', name, max_length,
+                                   f'row {long[0]}', n[long[0]]))
     if len(long)==len(n):
-        raise ValueError(f"overlong='drop' leaves nothing of the {name} dataset: all {len(n)} pairs are longer than "
+        raise ValueError(f"overlong='drop' leaves nothing of the {name} dataset: all {len(n)} "
+                         "pairs are longer than "
                          f"max_length={max_length}; raise it")
-    _logger.warning(f"{name}: {len(long)} of {len(n)} pairs are dropped, because a side is longer than max_length={max_length} (overlong='drop')")
+    _logger.warning(f"{name}: {len(long)} of {len(n)} pairs are dropped, because a side is "
+                    f"longer than max_length={max_length} (overlong='drop')")
     return dataset.select(np.setdiff1d(np.arange(len(n)), long))
 
 def _too_long(what, name, max_length, row, n):
-    return (f"{what} of the {name} dataset are longer than max_length={max_length}, and overlong='error'; {row} has {n[0]} tokens of "
-            f"prompt, {n[1]} of chosen and {n[2]} of rejected. Raise max_length, or choose overlong='truncate' or 'drop'")
+    return (f"{what} of the {name} dataset are longer than max_length={max_length}, and "
+            f"overlong='error'; {row} has {n[0]} tokens of "
+            f"prompt, {n[1]} of chosen and {n[2]} of rejected. Raise max_length, or choose "
+            "overlong='truncate' or 'drop'")
 
+# %% ../../nbs/data/selection.ipynb #7ac80852
 class _Fits:
     "The filter of a stream."
-    def __init__(self, max_length, overlong, name): self.max_length, self.overlong, self.name, self.seen = max_length, overlong, name, -1
+    def __init__(self, max_length, overlong, name):
+        self.max_length, self.overlong, self.name, self.seen = max_length, overlong, name, -1
     def __call__(self, row):
         n, self.seen = [len(row[c]) for c in token_columns], self.seen+1
         fits = n[0] + max(n[1:]) <= self.max_length
-        if not fits and self.overlong=='error': raise ValueError(_too_long('some pairs', self.name, self.max_length, f'row {self.seen}', n))
-        if not fits: _logger.warning_once(f"{self.name}: this stream has pairs longer than max_length={self.max_length}; they are dropped (overlong='drop')")
+        if not fits and self.overlong=='error':
+            raise ValueError(_too_long('some pairs', self.name, self.max_length,
+                                       f'row {self.seen}', n))
+        if not fits:
+            _logger.warning_once(f"{self.name}: this stream has pairs longer than "
+                                 f"max_length={self.max_length}; they are dropped "
+                                 "(overlong='drop')")
         return fits
 
 # %% ../../nbs/data/selection.ipynb #1f6b6fde
 def name_columns(
-    dataset, # Tokenized `Dataset` or `IterableDataset`
+    dataset:Dataset|IterableDataset, # Tokenized `Dataset` or `IterableDataset`
     weight:str|None=None, # Column with a weight per pair, ≥ 0
     margin:str|None=None, # Column with a margin per pair, in units of reward
     name:str='train', # For messages
-): # The same kind of dataset, with pair_weight and pair_margin if they were asked for
+)->Dataset|IterableDataset: # The same kind, with pair_weight and pair_margin if they were asked for
     "Give the columns of weights and margins the names that the collator knows."
-    for flag,column,new in zip(('weight_column','margin_column'), (weight, margin), pair_columns):
+    for flag,column,new in zip(('weight_column','margin_column'), (weight, margin),
+                               pair_columns):
         if column is None: continue
         have = list(dataset.column_names or next(iter(dataset)))
-        if column not in have: raise ValueError(f"{flag}={column!r} is no column of the {name} dataset, which has {have}")
+        if column not in have:
+            raise ValueError(f"{flag}={column!r} is no column of the {name} dataset, which has "
+                             f"{have}")
         if isinstance(dataset, Dataset): check_numbers(dataset[column], flag, column, name)
         dataset = dataset.map(_copy, fn_kwargs=dict(old=column, new=new))
     return dataset
@@ -136,8 +171,12 @@ def check_numbers(
 )->None:
     "Raise unless all are finite numbers, and weights are not negative, nor all zero."
     for i,x in enumerate(values):
-        if isinstance(x, bool) or not isinstance(x, (int, float)) or not np.isfinite(x) or flag=='weight_column' and x < 0:
+        if isinstance(x, bool) or not isinstance(x,
+                                                 (int,
+                                                  float)) or not np.isfinite(x) or flag=='weight_column' and x < 0:
             legal = 'a number, 0 or above' if flag=='weight_column' else 'a finite number'
-            raise ValueError(f"row {i} of the {name} dataset has {x!r} in {flag}={column!r}; it must be {legal}")
+            raise ValueError(f"row {i} of the {name} dataset has {x!r} in {flag}={column!r}; "
+                             f"it must be {legal}")
     if flag=='weight_column' and not any(values):
-        raise ValueError(f"all weights of the {name} dataset in weight_column={column!r} are 0, so nothing would be trained")
+        raise ValueError(f"all weights of the {name} dataset in weight_column={column!r} are "
+                         "0, so nothing would be trained")

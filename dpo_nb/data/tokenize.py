@@ -11,7 +11,10 @@ import json
 from collections.abc import Mapping
 from itertools import islice
 
-from .formats import check_answers, check_columns, check_split, check_texts, extract_prompt, is_conversational, layout, read_columns
+from transformers import PreTrainedTokenizerBase
+
+from .formats import (check_answers, check_columns, check_split, check_texts, extract_prompt,
+                                 is_conversational, layout, read_columns)
 from .messages import Kept, check_blocks, check_roles, fit_messages, read_row
 
 # %% ../../nbs/data/tokenize.ipynb #1a70fb53
@@ -27,20 +30,22 @@ def without_none(
     x, # Messages, tools, any nesting of dicts and lists
 ): # The same, with fewer fields
     "A nested value without the dict fields that hold None, as Arrow adds them."
-    if isinstance(x, Kept): return x                                           # its nulls are meant
+    # its nulls are meant
+    if isinstance(x, Kept): return x
     if isinstance(x, Mapping): return {k: without_none(v) for k,v in x.items() if v is not None}
     return [without_none(v) for v in x] if isinstance(x, (list, tuple)) else x
 
 # %% ../../nbs/data/tokenize.ipynb #bca66a8b
 def render_ids(
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
     text:str|list, # Plain text, or a list of messages for the chat template
     **kwargs, # For the chat template: tools, add_generation_prompt, …
 )->list[int]: # Token ids
     "Token ids of a text or of a conversation."
     if isinstance(text, str): return tokenizer(text)['input_ids']
     messages = fit_messages(tokenizer, without_none(text), kwargs.get('chat_template'))
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)['input_ids']
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True,
+                                         **kwargs)['input_ids']
 
 # %% ../../nbs/data/tokenize.ipynb #61f6940a
 def template_kwargs(
@@ -51,10 +56,16 @@ def template_kwargs(
     tools, kw = row.get('tools'), row.get('chat_template_kwargs')
     if isinstance(tools, str):
         try: tools = json.loads(tools) if tools.strip() else None
-        except json.JSONDecodeError as e: raise ValueError(f"{where}: column 'tools' is not JSON ({e}); give a list of tools, or that list as JSON") from None
+        except json.JSONDecodeError as e:
+            raise ValueError(f"{where}: column 'tools' is not JSON ({e}); give a list of "
+                             "tools, or that list as JSON") from None
     else: tools = without_none(tools)
-    if not isinstance(tools, (list, type(None))): raise ValueError(f"{where}: column 'tools' holds a {type(tools).__name__}; give a list of tools, or that list as JSON")
-    if not isinstance(kw, (Mapping, type(None))): raise ValueError(f"{where}: column 'chat_template_kwargs' holds a {type(kw).__name__}; give a dict")
+    if not isinstance(tools, (list, type(None))):
+        raise ValueError(f"{where}: column 'tools' holds a {type(tools).__name__}; give a list "
+                         "of tools, or that list as JSON")
+    if not isinstance(kw, (Mapping, type(None))):
+        raise ValueError(f"{where}: column 'chat_template_kwargs' holds a {type(kw).__name__}; "
+                         "give a dict")
     return {'tools': tools, **without_none(kw or {})}
 
 # %% ../../nbs/data/tokenize.ipynb #b53e6e31
@@ -68,12 +79,14 @@ def add_eos(
 # %% ../../nbs/data/tokenize.ipynb #1a8ca19e
 def tokenize_row(
     row:Mapping, # prompt, chosen, rejected; perhaps tools and chat_template_kwargs
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
 )->dict: # prompt_ids, chosen_ids, rejected_ids, and boundary_moved: tokens of the prompt that did not survive
     "Tokenize prompt, prompt+chosen and prompt+rejected, and cut where the three stop agreeing."
     chat = is_conversational(row)
     kw, ask = (template_kwargs(row), dict(add_generation_prompt=True)) if chat else ({}, {})
-    def ids(*texts, **kwargs): return render_ids(tokenizer, [m for t in texts for m in t] if chat else ''.join(texts), **kwargs)
+    def ids(*texts, **kwargs):
+        return render_ids(tokenizer, [m for t in texts for m in t] if chat else ''.join(texts),
+                          **kwargs)
     prompt = ids(row['prompt'], **(kw | ask))
     chosen, rejected = (ids(row['prompt'], row[k], **kw) for k in ('chosen','rejected'))
     return split_ids(prompt, chosen, rejected)
@@ -85,33 +98,39 @@ def split_ids(
 )->dict: # As `tokenize_row`
     "Cut where three lists of ids stop agreeing."
     n = min(common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected))
-    return dict(prompt_ids=prompt[:n], chosen_ids=chosen[n:], rejected_ids=rejected[n:], boundary_moved=len(prompt)-n)
+    return dict(prompt_ids=prompt[:n], chosen_ids=chosen[n:], rejected_ids=rejected[n:],
+                boundary_moved=len(prompt)-n)
 
 # %% ../../nbs/data/tokenize.ipynb #3aa550fd
 def check_tokenizer(
     row:Mapping, # An example that passed `check_texts`
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
     where:str='this row', # For the message
 )->None:
     "Raise unless the tokenizer has what this kind of row needs: a chat template, or an end-of-sequence token."
     if not is_conversational(row):
-        if tokenizer.eos_token is None: raise ValueError(f"{where} is plain text, but the tokenizer has no eos_token to end the answers with; set tokenizer.eos_token")
+        if tokenizer.eos_token is None:
+            raise ValueError(f"{where} is plain text, but the tokenizer has no eos_token to "
+                             "end the answers with; set tokenizer.eos_token")
     elif 'chat_template' not in template_kwargs(row, where) and tokenizer.chat_template is None:
-        raise ValueError(f"{where} is conversational, but the tokenizer has no chat template; set tokenizer.chat_template, or give prompt, chosen and rejected as strings")
+        raise ValueError(f"{where} is conversational, but the tokenizer has no chat template; "
+                         "set tokenizer.chat_template, or give prompt, chosen and rejected as "
+                         "strings")
 
 # %% ../../nbs/data/tokenize.ipynb #abc54a53
 def row_template(
     row:Mapping, # An example; perhaps with chat_template_kwargs
-    tokenizer, # A `PreTrainedTokenizerBase` or `ProcessorMixin`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase` or `ProcessorMixin`
     where:str='this row', # For the message
 )->str: # Empty if there is none
     "The chat template that prints this row, as text."
-    return str(template_kwargs(row, where).get('chat_template') or tokenizer.chat_template or '')
+    return str(template_kwargs(row, where).get('chat_template') or tokenizer.chat_template
+               or '')
 
 # %% ../../nbs/data/tokenize.ipynb #cb639e8a
 def prepare_row(
     row:Mapping, # A row of the dataset, in any of the four layouts
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
     where:str='this row', # For the message, such as "row 3 of the train dataset"
 )->dict: # prompt, chosen, rejected as they are trained on, and what `tokenize_row` returns
     "One row from the dataset to token ids: check, split the prompt off, end with EOS, tokenize."
@@ -120,27 +139,33 @@ def prepare_row(
     except Exception as e: raise ValueError(_where_it_broke(where, e)) from e
     return _with_ids(row, ids, where)
 
-def _where_it_broke(where, e): return f"{where}: {type(e).__name__} in the chat template or the tokenizer: {e}"
+def _where_it_broke(where, e):
+    return f"{where}: {type(e).__name__} in the chat template or the tokenizer: {e}"
 
 def _with_ids(row, ids, where):
     "The texts of a row and its ids, if there are any."
     for k in ('chosen','rejected'):
-        if not ids[f'{k}_ids']: raise ValueError(f"{where}: column {k!r} leaves no token after the prompt; does the chat template render it?")
+        if not ids[f'{k}_ids']:
+            raise ValueError(f"{where}: column {k!r} leaves no token after the prompt; does "
+                             "the chat template render it?")
     return {k: row[k] for k in ('prompt','chosen','rejected')} | ids
 
+# %% ../../nbs/data/tokenize.ipynb #7c0d7912
 def checked_row(
     row:Mapping, # A row of the dataset, in any of the four layouts
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
     where:str='this row', # For the message
 )->dict: # prompt, chosen, rejected; perhaps tools and chat_template_kwargs
     "A row ready to be tokenized: read, checked, with an explicit prompt, plain answers ended."
     if row.get('image') is not None or row.get('images'):
-        raise ValueError(f"{where} has images, and the first rows have none, so that all of it is read as text; "
+        raise ValueError(f"{where} has images, and the first rows have none, so that all of it "
+                         "is read as text; "
                          "give every row the column, with None or [] where there is no image")
     row = read_row(row, where)
     check_texts(row, where)
     implicit = 'prompt' not in row
-    row = {k: row[k] for k in read_columns if k in row} | (extract_prompt(row) if implicit else {})
+    row = {k: row[k]
+           for k in read_columns if k in row} | (extract_prompt(row) if implicit else {})
     if implicit: check_split(row, where)
     template = row_template(row, tokenizer, where) if is_conversational(row) else ''
     check_roles(row, template, where)
@@ -152,7 +177,7 @@ def checked_row(
 # %% ../../nbs/data/tokenize.ipynb #35f15aa1
 def row_texts(
     row:Mapping, # From `checked_row`
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
 )->list[str]: # Three: prompt, prompt + chosen, prompt + rejected
     "What a row is tokenized from."
     talks = [row['prompt'], *(row['prompt']+row[k] for k in ('chosen','rejected'))]
@@ -160,11 +185,12 @@ def row_texts(
     kw = template_kwargs(row)
     fitted = [fit_messages(tokenizer, without_none(t), kw.get('chat_template')) for t in talks]
     more = [dict(add_generation_prompt=True), {}, {}]
-    return [tokenizer.apply_chat_template(t, tokenize=False, **(kw | m)) for t,m in zip(fitted, more)]
+    return [tokenizer.apply_chat_template(t, tokenize=False, **(kw | m))
+            for t,m in zip(fitted, more)]
 
 def prepare_rows(
     rows:list[Mapping], # Rows of the dataset
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
     wheres:list[str], # For messages, one per row
 )->list[dict]: # As `prepare_row`, one per row
     "Many rows to token ids, tokenized together."
@@ -177,22 +203,29 @@ def prepare_rows(
     for chat in (False, True):
         at = [i for i,r in enumerate(ready) if is_conversational(r)==chat]
         if not at: continue
-        flat = tokenizer([t for i in at for t in texts[i]], add_special_tokens=not chat, return_attention_mask=False, return_token_type_ids=False)['input_ids']
+        flat = tokenizer([t for i in at for t in texts[i]], add_special_tokens=not chat,
+                         return_attention_mask=False, return_token_type_ids=False)['input_ids']
         for j,i in enumerate(at): ids[i] = split_ids(*flat[3*j:3*j+3])
     return [_with_ids(r, x, w) for r,x,w in zip(ready, ids, wheres)]
 
 # %% ../../nbs/data/tokenize.ipynb #88c4f23a
 def describe(
     dataset, # `Dataset`, `IterableDataset` or a list of rows
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
     row:int=0, # Which row to show
 )->str: # To print
     "The layout of a dataset in words, and one of its rows as the model will see it."
     rows = [read_row(r) for r in islice(iter(dataset), row+1)]
-    if len(rows) <= row: raise ValueError(f"row={row} is beyond the end of the dataset, which has {len(rows)} rows")
+    if len(rows) <= row:
+        raise ValueError(f"row={row} is beyond the end of the dataset, which has {len(rows)} "
+                         "rows")
     check_columns(rows[row], rows=rows)
-    out, read = prepare_row(rows[row], tokenizer, f"row {row}"), [c for c in rows[row] if c in read_columns]
+    out, read = prepare_row(rows[row], tokenizer,
+                            f"row {row}"), [c for c in rows[row] if c in read_columns]
     n = {k: len(out[f'{k}_ids']) for k in ('prompt','chosen','rejected')}
-    lines = [layout(rows[row]), f"columns read: {', '.join(read)}; not read: {', '.join(c for c in rows[row] if c not in read) or 'none'}",
-             f"row {row}: {n['prompt']} tokens of prompt, then {n['chosen']} chosen or {n['rejected']} rejected"]
+    lines = [layout(rows[row]),
+             f"columns read: {', '.join(read)}; not read: "
+             f"{', '.join(c for c in rows[row] if c not in read) or 'none'}",
+             f"row {row}: {n['prompt']} tokens of prompt, then {n['chosen']} chosen or "
+             f"{n['rejected']} rejected"]
     return '\n'.join(lines + [f"── {k} ──\n{tokenizer.decode(out[f'{k}_ids'])}" for k in n])

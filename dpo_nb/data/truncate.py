@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Json, List, Value
 from datasets.fingerprint import Hasher
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .coverage import coverage
@@ -31,7 +32,9 @@ def truncate(
     mode:str='keep_start', # Keep the start or the end
 )->list: # At most `max_length` items
     "Cut a sequence to `max_length` at one end."
-    if mode not in truncation_modes: raise ValueError(f"truncation_mode={mode!r} is unknown; choose one of {list(truncation_modes)}")
+    if mode not in truncation_modes:
+        raise ValueError(f"truncation_mode={mode!r} is unknown; choose one of "
+                         f"{list(truncation_modes)}")
     if max_length is None: return ids
     return ids[:max_length] if mode=='keep_start' else ids[-max_length:]
 
@@ -42,21 +45,25 @@ def pair_lengths(
     "How long the pieces of each pair are, read off Arrow's offsets without making a Python integer per token."
     if not len(dataset): return np.zeros((0,3), dtype=int)
     batches = dataset.select_columns(list(token_columns)).with_format('arrow').iter(10_000)
-    return np.concatenate([np.stack([pc.list_value_length(b[c]).fill_null(0).to_numpy() for c in token_columns], 1) for b in batches])
+    return np.concatenate([np.stack([pc.list_value_length(b[c]).fill_null(0).to_numpy()
+                                     for c in token_columns], 1) for b in batches])
 
 # %% ../../nbs/data/truncate.ipynb #1a13fee4
 def stop_positions(
     dataset:Dataset, # Tokenized
     eos_id:int, # The end-of-sequence token
-)->np.ndarray: # Tokens of chosen and of rejected up to its last place, itself included, `[N,2]`; 0 where it does not occur
+)->np.ndarray: # Tokens of chosen and rejected up to and with the last one, `[N,2]`; 0 without one
     "Where each answer ends: the place of its last end-of-sequence token."
     batches = dataset.select_columns(list(token_columns[1:])).with_format('arrow').iter(10_000)
-    return np.concatenate([np.stack([_last(b[c].combine_chunks(), eos_id) for c in token_columns[1:]], 1) for b in batches])
+    return np.concatenate([np.stack([_last(b[c].combine_chunks(), eos_id)
+                                     for c in token_columns[1:]], 1) for b in batches])
 
 def _last(lists, value):
     start, end = lists.offsets.to_numpy()[:-1], lists.offsets.to_numpy()[1:]
-    at = start[0] + np.flatnonzero(lists.flatten().to_numpy()==value)       # places in the array of values
-    last = np.append(at, -1)[np.searchsorted(at, end)-1]                    # the last one before each list's end, or -1
+    # places in the array of values
+    at = start[0] + np.flatnonzero(lists.flatten().to_numpy()==value)
+    # the last one before each list's end, or -1
+    last = np.append(at, -1)[np.searchsorted(at, end)-1]
     return np.where(last>=start, last+1-start, 0)
 
 # %% ../../nbs/data/truncate.ipynb #4ab61639
@@ -71,7 +78,8 @@ def truncation_report(
     limit, start = np.inf if max_length is None else max_length, mode=='keep_start'
     dropped = (p>=limit) & start
     cut = [(p+n>limit) & ~dropped for n in (w,l)]
-    is_ = dict(total=p>=0, kept_whole=~(cut[0]|cut[1]|dropped), chosen_cut=cut[0], rejected_cut=cut[1], one_side_cut=cut[0]!=cut[1], dropped=dropped)
+    is_ = dict(total=p>=0, kept_whole=~(cut[0]|cut[1]|dropped), chosen_cut=cut[0],
+               rejected_cut=cut[1], one_side_cut=cut[0]!=cut[1], dropped=dropped)
     if stops is not None:
         s = np.asarray(stops, dtype=int).reshape(-1,2)
         gone = [p+s[:,0]>limit, p+s[:,1]>limit] if start else [w-s[:,0]>=limit, l-s[:,1]>=limit]
@@ -88,58 +96,79 @@ def report_text(
     "A truncation report in words."
     r = report
     lose = 'their end' if mode=='keep_start' else 'their start, or that of their prompt'
-    says = [f"{r['chosen_cut']} chosen and {r['rejected_cut']} rejected answers lose {lose} ({r['one_side_cut']} pairs on one side only)"]
-    if r.get('one_side_eos'): says.append(f"in {r['one_side_eos']} pairs only one side keeps its end-of-sequence token, so they also teach when to stop")
-    if r.get('no_prompt_left'): says.append(f"in {r['no_prompt_left']} pairs an answer fills it, so nothing of the prompt is left")
-    if r['dropped']: says.append(f"{r['dropped']} pairs are dropped, because their prompt alone fills it")
+    says = [f"{r['chosen_cut']} chosen and {r['rejected_cut']} rejected answers lose {lose} "
+            f"({r['one_side_cut']} pairs on one side only)"]
+    if r.get('one_side_eos'):
+        says.append(f"in {r['one_side_eos']} pairs only one side keeps its end-of-sequence "
+                    "token, so they also teach when to stop")
+    if r.get('no_prompt_left'):
+        says.append(f"in {r['no_prompt_left']} pairs an answer fills it, so nothing of the "
+                    "prompt is left")
+    if r['dropped']:
+        says.append(f"{r['dropped']} pairs are dropped, because their prompt alone fills it")
     return f"max_length={max_length} ({mode}) leaves {r['kept_whole']} of {r['total']} pairs whole: " + '; '.join(says)
 
 # %% ../../nbs/data/truncate.ipynb #ef9dbbf7
 def drop_full_prompts(
-    dataset, # Tokenized `Dataset` or `IterableDataset`
+    dataset:Dataset|IterableDataset, # Tokenized `Dataset` or `IterableDataset`
     max_length:int|None, # As given to the collator
     truncation_mode:str='keep_start', # As given to the collator
     name:str='train', # For the message
     lengths:np.ndarray|None=None, # From `pair_lengths`, if they are known
-): # The same kind of dataset
+)->Dataset|IterableDataset: # The same kind
     "Without the pairs whose prompt alone fills `max_length`: keep_start would leave them no answer."
     if max_length is None: return dataset
-    if isinstance(dataset, IterableDataset): return dataset.filter(_Room(max_length, truncation_mode, name))
+    if isinstance(dataset, IterableDataset):
+        return dataset.filter(_Room(max_length, truncation_mode, name))
     if truncation_mode!='keep_start': return dataset
     fits = (pair_lengths(dataset) if lengths is None else lengths)[:,0] < max_length
     if not fits.any(): raise ValueError(_no_room(f'all {len(fits)} rows', max_length, name))
     return dataset if fits.all() else dataset.select(np.flatnonzero(fits))
 
 def _no_room(rows, max_length, name):
-    return f"{rows} of the {name} dataset have prompts of max_length={max_length} tokens or more, so no answer is left to train on; raise max_length, or set it to None"
+    return (f"{rows} of the {name} dataset have prompts of max_length={max_length} tokens or more, "
+            "so no answer is left to train on; raise max_length, or set it to None")
 
+# %% ../../nbs/data/truncate.ipynb #5cefea57
 class _Room:
     "The filter of a stream, which says once what it meets."
-    def __init__(self, max_length, mode, name): self.max_length, self.mode, self.name, self.seen, self.kept = max_length, mode, name, 0, 0
+    def __init__(self, max_length, mode, name):
+        self.max_length, self.mode, self.name, self.seen, self.kept = max_length, mode, name, 0, 0
     def __call__(self, row):
         p, *answers = (len(row[c]) for c in token_columns)
-        cut, fits = sum(p+n>self.max_length for n in answers), self.mode=='keep_end' or p<self.max_length
+        cut, fits = sum(p+n>self.max_length
+                        for n in answers), self.mode=='keep_end' or p<self.max_length
         self.seen, self.kept = self.seen+1, self.kept+fits
-        if self.seen==1000 and not self.kept: raise ValueError(_no_room('the first 1000 rows', self.max_length, self.name))
-        what = 'pairs whose prompt alone fills it; they are dropped' if not fits else f"pairs that are cut {'on one side only' if cut==1 else 'on both sides'}" if cut else None
-        if what: _logger.warning_once(f"{self.name}: with max_length={self.max_length} ({self.mode}) this stream has {what}. A stream is not counted beforehand")
+        if self.seen==1000 and not self.kept:
+            raise ValueError(_no_room('the first 1000 rows', self.max_length, self.name))
+        sides = 'on one side only' if cut==1 else 'on both sides'
+        what = f'pairs that are cut {sides}' if cut else None
+        if not fits: what = 'pairs whose prompt alone fills it; they are dropped'
+        if what:
+            _logger.warning_once(f"{self.name}: with max_length={self.max_length} "
+                                 f"({self.mode}) this stream has {what}. A stream is not "
+                                 "counted beforehand")
         return fits
 
 _logger = logging.get_logger(__name__)
 
 # %% ../../nbs/data/truncate.ipynb #a241308d
-notes = dict(  # what is noted of a row while it is tokenized → what the report says of such rows
-    boundary_moved="the prompt's last tokens change once an answer follows, so they count as part of the answer",
+# what is noted of a row while it is tokenized → what the report says of such rows
+notes = dict(
+    boundary_moved="the prompt's last tokens change once an answer follows, so they count as "
+                   "part of the answer",
     same_answers="chosen and rejected are the same tokens, and such a pair teaches nothing",
-    other_turns="an answer holds turns of a user, the system or a tool, which are trained as if the model had written them",
-    inside_word="the beginning that both answers share ends inside a word; is the prompt in another column?",
+    other_turns="an answer holds turns of a user, the system or a tool, which are trained as "
+                "if the model had written them",
+    inside_word="the beginning that both answers share ends inside a word; is the prompt in "
+                "another column?",
     tools_unseen="there are tools, but the chat template has no place for them",
     odd_role="a message has a role that neither we nor the chat template know by name")
 
 def note_row(
     row:dict, # As the dataset holds it
     out:dict, # What `prepare_row` made of it
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
 )->dict[str, bool]: # One entry for each of `notes`
     "What is worth counting about a row that is no error."
     p, c, r = (out[k] for k in ('prompt','chosen','rejected'))
@@ -149,73 +178,95 @@ def note_row(
         boundary_moved=out['boundary_moved']>0,
         same_answers=out['chosen_ids']==out['rejected_ids'],
         other_turns=chat and any(m['role'] in (*not_answers, 'tool') for m in [*c, *r]),
-        inside_word=not chat and 'prompt' not in row and all(s.isalnum() for s in (p[-1], c[0], r[0])),
+        inside_word=not chat and 'prompt' not in row
+                and all(s.isalnum() for s in (p[-1], c[0], r[0])),
         tools_unseen=chat and bool(template_kwargs(row)['tools']) and 'tools' not in template,
         odd_role=chat and any_unknown([*p, *c, *r], template))
 
 # %% ../../nbs/data/truncate.ipynb #6f9160cd
 def tokenize_dataset(
     dataset, # `Dataset` or `IterableDataset` in any of the four layouts
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
     num_proc:int|None=None, # Processes for `Dataset.map`
     name:str='train', # For messages
-): # The same kind of dataset, with prompt_ids, chosen_ids, rejected_ids
+)->Dataset|IterableDataset: # The same kind, with prompt_ids, chosen_ids, rejected_ids
     "Every row through `prepare_row`; on disk, cached under rows, tokenizer and code."
     modules = [inspect.getmodule(f) for f in (check_texts, keep_nulls, prepare_row)]
     code = Hasher.hash([inspect.getsource(f) for f in (*modules, note_row, _map_rows)])
-    given = dict(tokenizer=tokenizer, name=name, code=code, features=json_columns(dataset.features))
+    given = dict(tokenizer=tokenizer, name=name, code=code,
+                 features=json_columns(dataset.features))
     kw = dict(with_indices=True, fn_kwargs=given)
     if isinstance(dataset, IterableDataset): return dataset.map(_stream_row, **kw)
     types, workers = _types(dataset), num_proc and min(num_proc, len(dataset))
     given['mixed'] = [k for k in ('prompt','chosen','rejected') if isinstance(types[k], Json)]
-    how = dict(batched=True, batch_size=256, features=types, num_proc=workers, desc=f'Tokenizing the {name} dataset')
+    how = dict(batched=True, batch_size=256, features=types, num_proc=workers,
+               desc=f'Tokenizing the {name} dataset')
     try: dataset = dataset.map(_map_rows, **how, **kw)
     except ValueError as e: raise e.with_traceback(None) from None
     _tell(dataset, tokenizer, name)
     return dataset.remove_columns(list(notes))
 
+# %% ../../nbs/data/truncate.ipynb #20ee4e3b
 def _types(dataset):
     "What the columns will hold; texts that are messages become what any value may be."
     types = dict(dataset.features)
-    types |= {k: Json() for k in ('prompt','chosen','rejected') if k in types and _holds_messages(dataset, k)}
+    types |= {k: Json()
+              for k in ('prompt','chosen','rejected')
+              if k in types and _holds_messages(dataset, k)}
     types.setdefault('prompt', types['chosen'])
-    return Features(types | {c: List(Value('int32')) for c in token_columns} | {k: Value('bool') for k in notes})
+    return Features(types | {c: List(Value('int32'))
+                             for c in token_columns} | {k: Value('bool') for k in notes})
 
 def _holds_messages(dataset, column):
     "Is there a text that begins as a list of dicts does?"
-    if getattr(dataset.features[column], 'dtype', None) not in ('string', 'large_string'): return False
+    if getattr(dataset.features[column], 'dtype', None) not in ('string', 'large_string'):
+        return False
     batches = dataset.select_columns([column]).with_format('arrow').iter(10_000)
-    return any(pc.any(pc.match_substring_regex(b[column], r'^\s*\[\s*\{')).as_py() for b in batches)
+    return any(pc.any(pc.match_substring_regex(b[column], r'^\s*\[\s*\{')).as_py()
+               for b in batches)
 
+# %% ../../nbs/data/truncate.ipynb #0dbd4cbd
 def _map_rows(columns, places, tokenizer, name, code, features, mixed=()):
     "A batch, column by column."
-    rows = [keep_nulls(dict(zip(columns, values)), features) for values in zip(*columns.values())]
+    rows = [keep_nulls(dict(zip(columns, values)), features)
+            for values in zip(*columns.values())]
     outs = prepare_rows(rows, tokenizer, [f"row {i} of the {name} dataset" for i in places])
     noted = [note_row(r, out, tokenizer) for r,out in zip(rows, outs)]
     for k in mixed:
-        for out in outs: out[k] = json.dumps(out[k]) if isinstance(out[k], str) else out[k]   # `Json` would read a text such as "4" as the number
-    texts = [k for k in ('prompt','chosen','rejected') if any(k not in r or r[k] is not out[k] for r,out in zip(rows, outs))]
-    return {k: [out[k] for out in outs] for k in (*texts, *token_columns)} | {k: [n[k] for n in noted] for k in notes}
+        # `Json` would read a text such as "4" as the number
+        for out in outs: out[k] = json.dumps(out[k]) if isinstance(out[k], str) else out[k]
+    texts = [k
+             for k in ('prompt','chosen','rejected')
+             if any(k not in r or r[k] is not out[k] for r,out in zip(rows, outs))]
+    return {k: [out[k] for out in outs]
+            for k in (*texts, *token_columns)} | {k: [n[k] for n in noted] for k in notes}
 
 def _stream_row(row, i, tokenizer, name, code, features):
     row = keep_nulls(row, features)
     out = prepare_row(row, tokenizer, f"row {i} of the {name} dataset")
-    new = {k: v for k,v in out.items() if k!='boundary_moved' and (k not in row or row[k] is not v)} | note_row(row, out, tokenizer)
+    new = {k: v
+           for k,v in out.items()
+           if k!='boundary_moved' and (k not in row or row[k] is not v)} | note_row(row, out,
+               tokenizer)
     for k,says in notes.items():
         if new.pop(k): _logger.warning_once(f"{name}: in some rows of this stream {says}")
     return new
 
+# %% ../../nbs/data/truncate.ipynb #4f059964
 def _tell(dataset, tokenizer, name):
     seen = dataset.select_columns(list(notes)).with_format('numpy')[:]
     if seen['same_answers'].all():
-        raise ValueError(f"all {len(dataset)} rows of the {name} dataset have the same tokens in chosen and rejected, "
+        raise ValueError(f"all {len(dataset)} rows of the {name} dataset have the same tokens "
+                         "in chosen and rejected, "
                          "so there is nothing to learn; is one column a copy of the other?")
     for k,says in notes.items():
         rows = np.flatnonzero(seen[k])
         if not len(rows): continue
         first = _seam(dataset[int(rows[0])], tokenizer)
-        _logger.warning(f"{name}: in {len(rows)} of {len(dataset)} rows {says}. First in row {rows[0]}: {first}")
-    _tell_lost(dataset.select(np.unique(np.linspace(0, len(dataset)-1, 64).astype(int))), tokenizer, name)
+        _logger.warning(f"{name}: in {len(rows)} of {len(dataset)} rows {says}. First in row "
+                        f"{rows[0]}: {first}")
+    _tell_lost(dataset.select(np.unique(np.linspace(0, len(dataset)-1, 64).astype(int))),
+               tokenizer, name)
 
 def _good_rows(stream, n):
     "The first rows, up to one that is refused; that is said when training gets there."
@@ -224,48 +275,61 @@ def _good_rows(stream, n):
     except ValueError: pass
     return found
 
+# %% ../../nbs/data/truncate.ipynb #1e999a6c
 def _tell_lost(rows, tokenizer, name):
     "Warn of text that never reaches the model, and of rows of two kinds."
     rows = list(rows)
-    found = coverage(rows, lambda r: decoded(r, tokenizer), lambda text: decode_again(text, tokenizer))
-    if 'tools' not in str(tokenizer.chat_template): found = found.without('tools')      # noted already
+    found = coverage(rows, lambda r: decoded(r, tokenizer),
+                     lambda text: decode_again(text, tokenizer))
+    # noted already
+    if 'tools' not in str(tokenizer.chat_template): found = found.without('tools')
     if found.lost: _logger.warning(f"{name}: {found}")
     chat = sum(map(is_conversational, rows))
     if 0 < chat < len(rows):
-        _logger.warning(f"{name}: of {len(rows)} rows looked at, {chat} are conversations and {len(rows)-chat} plain text, which the chat "
-                        "template does not touch; write all of them in one way, unless that is meant")
+        _logger.warning(f"{name}: of {len(rows)} rows looked at, {chat} are conversations and "
+                        f"{len(rows)-chat} plain text, which the chat "
+                        "template does not touch; write all of them in one way, unless that is "
+                        "meant")
 
+def _seam(row, tokenizer):
+    "The end of the prompt and the start of the chosen answer, decoded; and what of the prompt alone did not survive."
+    kw = dict(template_kwargs(row),
+              add_generation_prompt=True) if is_conversational(row) else {}
+    lost = render_ids(tokenizer, row['prompt'], **kw)[len(row['prompt_ids']):]
+    show = [tokenizer.decode(ids)
+            for ids in (row['prompt_ids'][-6:], row['chosen_ids'][:6], lost)]
+    return f"the prompt ends {show[0]!r} and chosen begins {show[1]!r}" + ("; the prompt "
+        f"alone goes on {show[2]!r}" if lost else '')
+
+# %% ../../nbs/data/truncate.ipynb #6cc73b77
 def decoded(
     row:dict, # Tokenized
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
 )->dict[str, str]: # prompt, chosen, rejected
     "A tokenized row as text."
     return {k: tokenizer.decode(row[f'{k}_ids']) for k in ('prompt','chosen','rejected')}
 
 def decode_again(
     text:str, # Any
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
 )->str:
     "What is left of a text that goes through the tokenizer and back."
     return tokenizer.decode(tokenizer(text, add_special_tokens=False)['input_ids'])
 
-def _seam(row, tokenizer):
-    "The end of the prompt and the start of the chosen answer, decoded; and what of the prompt alone did not survive."
-    kw = dict(template_kwargs(row), add_generation_prompt=True) if is_conversational(row) else {}
-    lost = render_ids(tokenizer, row['prompt'], **kw)[len(row['prompt_ids']):]
-    show = [tokenizer.decode(ids) for ids in (row['prompt_ids'][-6:], row['chosen_ids'][:6], lost)]
-    return f"the prompt ends {show[0]!r} and chosen begins {show[1]!r}" + (f"; the prompt alone goes on {show[2]!r}" if lost else '')
-
-# %% ../../nbs/data/truncate.ipynb #6cc73b77
+# %% ../../nbs/data/truncate.ipynb #7ab0ed5e
 def plain_dataset(
     dataset, # `Dataset` or `IterableDataset`, perhaps with a format or a transform
     name:str='train', # For messages
-): # The same kind of dataset, which returns its values as they are
+)->Dataset|IterableDataset: # The same kind, which returns its values as they are
     "A dataset without a format; what a transform returns is written down."
     if not isinstance(dataset, Dataset) or dataset.format['type'] is None: return dataset
-    if dataset.format['type']!='custom': return dataset.with_format(None)        # lists are read here, not tensors
-    _logger.warning(f"{name}: the dataset's transform is applied now, once for each row; if it draws at random, every epoch has these rows")
-    written = dataset.map(_as_it_is, remove_columns=dataset.column_names, load_from_cache_file=False, desc=f'Applying the transform of the {name} dataset')
+    # lists are read here, not tensors
+    if dataset.format['type']!='custom': return dataset.with_format(None)
+    _logger.warning(f"{name}: the dataset's transform is applied now, once for each row; if it "
+                    "draws at random, every epoch has these rows")
+    written = dataset.map(_as_it_is, remove_columns=dataset.column_names,
+                          load_from_cache_file=False,
+                          desc=f'Applying the transform of the {name} dataset')
     return written.with_format(None)
 
 def _as_it_is(row): return dict(row)
@@ -273,21 +337,25 @@ def _as_it_is(row): return dict(row)
 # %% ../../nbs/data/truncate.ipynb #310c78ef
 def prepare_dataset(
     dataset, # `datasets.Dataset` or `IterableDataset`, in any of the four layouts, or tokenized
-    tokenizer, # A `PreTrainedTokenizerBase`
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
     *,
     max_length:int|None=None, # Tokens; a prompt that fills them leaves no room for an answer
     truncation_mode:str='keep_start', # See `truncate`
     num_proc:int|None=None, # Processes for `Dataset.map`
     name:str='train', # For messages
-): # The same kind of dataset, with columns prompt_ids, chosen_ids, rejected_ids
+)->Dataset|IterableDataset: # The same kind, with columns prompt_ids, chosen_ids, rejected_ids
     "From rows to token ids: check, split the prompt off, end with EOS, tokenize, report, drop what cannot be trained."
-    if truncation_mode not in truncation_modes: raise ValueError(f"truncation_mode={truncation_mode!r} is unknown; choose one of {list(truncation_modes)}")
+    if truncation_mode not in truncation_modes:
+        raise ValueError(f"truncation_mode={truncation_mode!r} is unknown; choose one of "
+                         f"{list(truncation_modes)}")
     if not isinstance(dataset, (Dataset, IterableDataset)):
-        raise TypeError(f"the {name} dataset is a {type(dataset).__name__}; give a datasets.Dataset or IterableDataset, such as Dataset.from_list(rows)")
+        raise TypeError(f"the {name} dataset is a {type(dataset).__name__}; give a "
+                        "datasets.Dataset or IterableDataset, such as Dataset.from_list(rows)")
     first = list(islice(iter(dataset), 64))
     if not first: raise ValueError(f"the {name} dataset has no rows")
     dataset = plain_dataset(dataset, name)
-    first = [read_row(r, f"row {i} of the {name} dataset") for i,r in enumerate(islice(iter(dataset), 64))]
+    first = [read_row(r, f"row {i} of the {name} dataset")
+             for i,r in enumerate(islice(iter(dataset), 64))]
     check_columns(dataset.column_names or first[0], name, first)
     ready = set(token_columns) <= set(first[0])
     if not ready: dataset = tokenize_dataset(dataset, tokenizer, num_proc, name)
@@ -295,13 +363,18 @@ def prepare_dataset(
         if not ready: _tell_lost(_good_rows(dataset, 16), tokenizer, name)
         return drop_full_prompts(dataset, max_length, truncation_mode, name)
     lengths = pair_lengths(dataset)
-    _report(dataset, lengths, tokenizer.eos_token_id, max_length, truncation_mode, name, _logger.warning_once if ready else _logger.warning)
+    _report(dataset, lengths, tokenizer.eos_token_id, max_length, truncation_mode, name,
+            _logger.warning_once if ready else _logger.warning)
     return drop_full_prompts(dataset, max_length, truncation_mode, name, lengths)
 
+# %% ../../nbs/data/truncate.ipynb #b2403031
 def _report(dataset, lengths, eos_id, max_length, mode, name, warn):
     empty = np.flatnonzero((lengths[:,1:]==0).any(1))
-    if len(empty): raise ValueError(f"row {empty[0]} of the {name} dataset has no token in chosen_ids or rejected_ids; drop such rows")
+    if len(empty):
+        raise ValueError(f"row {empty[0]} of the {name} dataset has no token in chosen_ids or "
+                         "rejected_ids; drop such rows")
     report = truncation_report(lengths, max_length, mode)
     if report['kept_whole']==report['total'] or report['dropped']==report['total']: return
-    if eos_id is not None: report = truncation_report(lengths, max_length, mode, stop_positions(dataset, eos_id))
+    if eos_id is not None:
+        report = truncation_report(lengths, max_length, mode, stop_positions(dataset, eos_id))
     warn(f"{name}: {report_text(report, max_length, mode)}")

@@ -6,7 +6,7 @@
 __all__ = ['colours', 'kinds', 'image_mark', 'image_columns', 'image_names', 'other_media', 'draw_shapes', 'draw_shape',
            'to_blocks', 'read_image', 'block_images', 'row_images', 'pair_texts', 'flush_left', 'repeated',
            'can_repeat', 'check_vision_collator', 'DataCollatorForVisionPreference', 'image_places', 'has_images',
-           'check_media', 'check_vision_settings', 'check_rows', 'count_features', 'check_features', 'text_tokenizer']
+           'check_vision_settings', 'check_media', 'check_rows', 'count_features', 'check_features', 'text_tokenizer']
 
 # %% ../../nbs/data/vision.ipynb #612d0dc1
 import base64, inspect, os
@@ -44,11 +44,13 @@ def draw_shapes(
     rng, rows = Random(seed), []
     for _ in range(n):
         colour, kind = truth = rng.choice(colours), rng.choice(kinds)
-        i = rng.randrange(2)                                                          # what the wrong answer gets wrong
+        # what the wrong answer gets wrong
+        i = rng.randrange(2)
         wrong = [*truth]
         wrong[i] = rng.choice([x for x in (colours, kinds)[i] if x!=truth[i]])
         answers = ([dict(role='assistant', content=f'A {c} {k}.')] for c,k in (truth, wrong))
-        rows.append(dict(image=draw_shape(colour, kind, size, rng), prompt=[dict(role='user', content='What is this?')],
+        rows.append(dict(image=draw_shape(colour, kind, size, rng),
+                         prompt=[dict(role='user', content='What is this?')],
                          **dict(zip(('chosen','rejected'), answers)), colour=colour, kind=kind))
     return rows
 
@@ -60,7 +62,8 @@ def draw_shape(
     rng:Random|None=None, # Moves the shape a little and makes it larger or smaller
 )->Image.Image:
     "One shape on white."
-    if kind not in kinds: raise ValueError(f"kind={kind!r} is unknown; choose one of {list(kinds)}")
+    if kind not in kinds:
+        raise ValueError(f"kind={kind!r} is unknown; choose one of {list(kinds)}")
     rng = rng or Random(0)
     side, (x,y) = size*rng.uniform(.45,.75), (rng.uniform(.05,.2)*size for _ in 'xy')
     box, im = (x, y, x+side, y+side), Image.new('RGB', (size,size), 'white')
@@ -78,27 +81,37 @@ def to_blocks(
 )->list[dict]: # New messages, all with blocks
     "Messages as lists of blocks, with a place for each image."
     messages = [_plain_places(m) for m in without_none(messages)]
-    texts = {i: m['content'] for i,m in enumerate(messages) if isinstance(m.get('content'), str)}
-    places = sum(b.get('type')=='image' for i,m in enumerate(messages) if i not in texts for b in m.get('content', ()))
+    texts = {i: m['content']
+             for i,m in enumerate(messages) if isinstance(m.get('content'), str)}
+    places = sum(b.get('type')=='image' for i,m in enumerate(messages) if i not in texts
+                 for b in m.get('content', ()))
     marks = sum(t.count(image_mark) for t in texts.values()) if n_images and not places else 0
-    first = next((i for i in texts if messages[i]['role']=='user'), None) if not places and not marks else None
+    first = next((i for i in texts if messages[i]['role']=='user'),
+                 None) if not places and not marks else None
     found = n_images if first is not None else places or marks
     if found != n_images:
-        raise ValueError(f"{where} has {n_images} images, and its messages have places for {found}; write one block {{'type': 'image'}}, or one {image_mark}, "
-                         "for each, or give the content of the first user message as a string without any")
+        raise ValueError(f"{where} has {n_images} images, and its messages have places for "
+                         f"{found}; write one block {{'type': 'image'}}, or one {image_mark}, "
+                         "for each, or give the content of the first user message as a string "
+                         "without any")
     def blocks(i, text):
         parts = text.split(image_mark) if marks else [text]
         at = [dict(type='image')]*(n_images if i==first else 0)
-        for k,part in enumerate(parts): at += [dict(type='image')]*(k>0) + [dict(type='text', text=part)]*(part!='' or not marks)
+        for k,part in enumerate(parts):
+            at += [dict(type='image')]*(k>0) + [dict(type='text', text=part)]*(part!=''
+                or not marks)
         return at
-    return [m | dict(content=blocks(i, texts[i])) if i in texts else m for i,m in enumerate(messages)]
+    return [m | dict(content=blocks(i, texts[i])) if i in texts else m
+            for i,m in enumerate(messages)]
 
-image_mark = '<image>'  # how LLaVA's data, and much that came after it, writes the place of an image into a text
+# how LLaVA's data, and much that came after it, writes the place of an image into a text
+image_mark = '<image>'
 
 def _plain_places(m):
     "A message whose blocks for images say only that there is one."
     if isinstance(m.get('content', ''), str): return m
-    return m | dict(content=[dict(type='image') if media.get(b.get('type'))=='images' else b for b in m['content']])
+    return m | dict(content=[dict(type='image') if media.get(b.get('type'))=='images' else b
+                             for b in m['content']])
 
 # %% ../../nbs/data/vision.ipynb #5ad61613
 def read_image(
@@ -112,29 +125,46 @@ def read_image(
     if isinstance(x, (bytes, bytearray)): x = BytesIO(x)
     elif isinstance(x, (str, os.PathLike)):
         x = os.fspath(x)
-        if '://' in x: raise ValueError(f"{where} has the address {x[:80]!r} for an image, and training does not read from a network; {_cast}")
-        if not os.path.isfile(x): raise ValueError(f"{where} has the text {x[:80]!r} for an image, and there is no such file here; give a path that is right from this folder, or {_cast}")
+        if '://' in x:
+            raise ValueError(f"{where} has the address {x[:80]!r} for an image, and training "
+                             f"does not read from a network; {_cast}")
+        if not os.path.isfile(x):
+            raise ValueError(f"{where} has the text {x[:80]!r} for an image, and there is no "
+                             "such file here; give a path that is right from this folder, or "
+                             f"{_cast}")
     else: return x
     try: return Image.open(x).convert('RGB')
-    except UnidentifiedImageError: raise ValueError(f"{where} has an image that cannot be read: it is none of the formats that PIL knows") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{where} has an image that cannot be read: it is none of the formats "
+                         "that PIL knows") from None
 
-_cast = "let datasets read it: from datasets import Image, List; dataset.cast_column('image', Image()), or cast_column('images', List(Image()))"
+_cast = ("let datasets read it: from datasets import Image, List; dataset.cast_column('image', "
+         "Image()), or cast_column('images', List(Image()))")
 
+# %% ../../nbs/data/vision.ipynb #36398528
 def block_images(
     row, # A row of the dataset
 )->list: # Not read yet
     "The images that stand in the blocks of a row's messages, as `transformers` and OpenAI write them."
-    found = [_block_image(b) for b in _blocks(read_row(row)) if media.get(b.get('type'))=='images']
+    found = [_block_image(b)
+             for b in _blocks(read_row(row)) if media.get(b.get('type'))=='images']
     return [x for x in found if x is not None]
 
 def _blocks(row):
     "All blocks of the messages of a row, in order; answers that begin with the prompt repeat it once."
-    talks = [row[k] for k in (('prompt',) if 'prompt' in row else ('chosen',)) if isinstance(row.get(k), (list, tuple))]
-    return [b for talk in talks for m in talk if isinstance(m, Mapping) and isinstance(m.get('content'), (list, tuple)) for b in m['content'] if isinstance(b, Mapping)]
+    talks = [row[k]
+             for k in (('prompt',) if 'prompt' in row else ('chosen',))
+             if isinstance(row.get(k), (list, tuple))]
+    return [b for talk in talks
+            for m in talk
+            if isinstance(m, Mapping) and isinstance(m.get('content'), (list, tuple))
+            for b in m['content'] if isinstance(b, Mapping)]
 
 def _block_image(b):
     "What a block says its image is; None for a place without one."
-    x = next((b[k] for k in ('image', 'image_url', 'url', 'path', 'bytes') if b.get(k) is not None), None)
+    x = next((b[k]
+              for k in ('image', 'image_url', 'url', 'path', 'bytes') if b.get(k) is not None),
+             None)
     if isinstance(x, Mapping) and isinstance(x.get('url'), str): x = x['url']
     return base64.b64decode(b['base64']) if x is None and b.get('base64') else x
 
@@ -151,11 +181,15 @@ def row_images(
 def _given_images(row, where):
     "As the row holds them, not read yet."
     one, several = (row.get(c) for c in image_columns)
-    if one is not None and several: raise ValueError(f"{where} has both an image and images; keep one of the two columns")
+    if one is not None and several:
+        raise ValueError(f"{where} has both an image and images; keep one of the two columns")
     if not isinstance(several, (list, tuple, type(None))):
-        raise ValueError(f"{where}: column 'images' holds a {type(several).__name__}; it must be a list, or the column be called 'image'")
+        raise ValueError(f"{where}: column 'images' holds a {type(several).__name__}; it must "
+                         "be a list, or the column be called 'image'")
     given, inside = [one] if one is not None else list(several or []), block_images(row)
-    if given and inside: raise ValueError(f"{where} has images in a column and in the blocks of its messages; keep one of the two")
+    if given and inside:
+        raise ValueError(f"{where} has images in a column and in the blocks of its messages; "
+                         "keep one of the two")
     return given or inside
 
 # %% ../../nbs/data/vision.ipynb #316db4fb
@@ -167,28 +201,35 @@ def pair_texts(
     "The three texts of a row, the chat template applied."
     row = read_row(row, where)
     check_texts(row, where)
-    row = {k: row[k] for k in (*read_columns, *image_columns) if k in row} | ({} if 'prompt' in row else extract_prompt(row))
+    row = {k: row[k]
+           for k in (*read_columns, *image_columns) if k in row} | ({}
+               if 'prompt' in row else extract_prompt(row))
     template = row_template(row, processor, where) if is_conversational(row) else ''
     check_roles(row, template, where)
     check_answers(row, where)
     check_blocks(row, template, where, images=True)
     if not is_conversational(row): return _plain_texts(row, processor, where)
     if processor.chat_template is None:
-        raise ValueError(f"{where} is conversational, but the processor has no chat template; set processor.chat_template")
+        raise ValueError(f"{where} is conversational, but the processor has no chat template; "
+                         "set processor.chat_template")
     prompt = to_blocks(row['prompt'], len(_given_images(row, where)), where)
     goes_on = prompt[-1]['role']=='assistant'
     def render(answer, **kw):
         talk = fit_messages(processor, [*prompt, *answer], template, join=False)
-        return processor.apply_chat_template(talk, tokenize=False, **template_kwargs(row, where), **kw)
+        return processor.apply_chat_template(talk, tokenize=False,
+                                             **template_kwargs(row, where), **kw)
     whole = [render(to_blocks(row[k], 0, where)) for k in ('chosen','rejected')]
-    start = commonprefix([render([], add_generation_prompt=not goes_on, continue_final_message=goes_on), *whole])
+    start = commonprefix([render([], add_generation_prompt=not goes_on,
+                                 continue_final_message=goes_on), *whole])
     return dict(prompt=start, chosen=whole[0][len(start):], rejected=whole[1][len(start):])
 
 def _plain_texts(row, processor, where):
     "Plain text is taken as it is, and so must write the places of its images as the processor reads them."
-    if _given_images(row, where) and image_mark in row['prompt'] and image_mark not in processor.tokenizer.get_vocab():
-        raise ValueError(f"{where}: column 'prompt' writes {image_mark}, which this processor does not know; write what its chat template writes for an "
-                         "image, or give messages, in which {image_mark} is read".replace('{image_mark}', image_mark))
+    written, known = image_mark in row['prompt'], image_mark in processor.tokenizer.get_vocab()
+    if _given_images(row, where) and written and not known:
+        raise ValueError(f"{where}: column 'prompt' writes {image_mark}, which this processor "
+                         "does not know; write what its chat template writes for an "
+                         f"image, or give messages, in which {image_mark} is read")
     return {k: row[k] for k in ('prompt','chosen','rejected')}
 
 # %% ../../nbs/data/vision.ipynb #c3c91cd8
@@ -197,7 +238,8 @@ def flush_left(
 )->dict: # Tensors `[N,T']`, T' the length of the longest row
     "Move the padding of every row to its right end, and leave out the columns that are nothing else."
     mask = rows['attention_mask']
-    order = (mask==0).long().argsort(stable=True, dim=1)[:, :mask.sum(1).max()]   # [N,T'], tokens first, in their order
+    # [N,T'], tokens first, in their order
+    order = (mask==0).long().argsort(stable=True, dim=1)[:, :mask.sum(1).max()]
     return {k: v.gather(1, order) for k,v in rows.items()}
 
 # %% ../../nbs/data/vision.ipynb #b8d1fb50
@@ -214,7 +256,8 @@ def can_repeat(
 )->bool:
     "Does reading a prompt twice give what it gives once, repeated?"
     once, twice = repeated(read([text], [images])), read([text]*2, [images]*2)
-    def same(a, b): return type(a)==type(b) and (a.equal(b) if isinstance(a, Tensor) else str(a)==str(b))
+    def same(a, b):
+        return type(a)==type(b) and (a.equal(b) if isinstance(a, Tensor) else str(a)==str(b))
     return once.keys()==twice.keys() and all(same(once[k], twice[k]) for k in once)
 
 # %% ../../nbs/data/vision.ipynb #c505e407
@@ -223,20 +266,26 @@ def check_vision_collator(
 )->None:
     "Raise on the first setting that cannot work."
     if not isinstance(c.processor, ProcessorMixin):
-        raise TypeError("processor must be a transformers processor with a tokenizer and an image processor, "
+        raise TypeError("processor must be a transformers processor with a tokenizer and an "
+                        "image processor, "
                         f"got {type(c.processor).__name__}; load it with AutoProcessor")
     if c.processor.tokenizer.pad_token_id is None:
-        raise ValueError("the processor's tokenizer has no pad token; set processor.tokenizer.pad_token, for example to its eos_token")
+        raise ValueError("the processor's tokenizer has no pad token; set "
+                         "processor.tokenizer.pad_token, for example to its eos_token")
     for k in ('max_length', 'pad_to_multiple_of'):
-        if getattr(c, k) is not None and getattr(c, k) < 1: raise ValueError(f"{k}={getattr(c, k)} is not legal; give at least 1, or None")
-    if c.return_tensors!='pt': raise ValueError(f"return_tensors={c.return_tensors!r} is not supported; a batch is made of PyTorch tensors, 'pt'")
+        if getattr(c, k) is not None and getattr(c, k) < 1:
+            raise ValueError(f"{k}={getattr(c, k)} is not legal; give at least 1, or None")
+    if c.return_tensors!='pt':
+        raise ValueError(f"return_tensors={c.return_tensors!r} is not supported; a batch is "
+                         "made of PyTorch tensors, 'pt'")
 
 # %% ../../nbs/data/vision.ipynb #1a6c86fc
-_per_token = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids')  # what a processor returns with one entry per token
+# what a processor returns with one entry per token
+_per_token = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids')
 
 @dataclass
 class DataCollatorForVisionPreference(DataCollatorMixin):
-    "Batch of B pairs with images → `[2B,T]` tensors, rows 0…B−1 prompt+chosen, rows B…2B−1 prompt+rejected, and what the model needs of the images."
+    "Batch of B pairs with images → `[2B,T]`: rows 0…B−1 chosen, B…2B−1 rejected; and the images."
     processor:ProcessorMixin # Tokenizer and image processor
     max_length:int|None=None # Cut longer rows at their end, tokens
     pad_to_multiple_of:int|None=None # Round T up to a multiple of this
@@ -247,45 +296,63 @@ class DataCollatorForVisionPreference(DataCollatorMixin):
     def __call__(self, features, return_tensors=None):
         "As `torch_call`; another kind of tensor than 'pt' is refused."
         if return_tensors not in (None, 'pt'):
-            raise ValueError(f"return_tensors={return_tensors!r} is not supported; a batch is made of PyTorch tensors, 'pt'")
+            raise ValueError(f"return_tensors={return_tensors!r} is not supported; a batch is "
+                             "made of PyTorch tensors, 'pt'")
         return self.torch_call(features)
 
     def tokens(self, texts, images=None, side='left'):
         "What the processor makes of texts, padded on one side; images of none of them are not handed over."
-        return dict(self.processor(images=images if images and any(images) else None, text=texts, padding=True, padding_side=side,
+        return dict(self.processor(images=images if images and any(images) else None,
+                                   text=texts, padding=True, padding_side=side,
                                    return_tensors='pt', add_special_tokens=False))
 
     def prompts(self, texts, images):
         "The prompts twice; their images are read once, if that is the same."
         if self.repeats is None and any(images):
-            self.repeats = can_repeat(self.tokens, *next((t, i) for t,i in zip(texts, images) if i))
-        return repeated(self.tokens(texts, images)) if self.repeats is not False else self.tokens(texts*2, images*2)
+            self.repeats = can_repeat(self.tokens,
+                                      *next((t, i) for t,i in zip(texts, images) if i))
+        return repeated(self.tokens(texts,
+                                    images)) if self.repeats is not False else self.tokens(texts*2, images*2)
 
     def torch_call(self,
         examples:list, # Rows in one of the four layouts, with image, images or neither; perhaps with `pair_columns`
-    )->dict: # input_ids, attention_mask, completion_mask, each `[2B,T]`, int64; pixel_values and what else the processor returns
+    )->dict: # input_ids, attention_mask, completion_mask, `[2B,T]`; what the processor returns
         "Read, join, cut, pad; the examples stay as they are."
-        if not examples: raise ValueError("the collator got an empty list of examples; a batch needs at least one pair")
-        rows = [pair_texts(e, self.processor, f'example {i} of the batch') for i,e in enumerate(examples)]
+        if not examples:
+            raise ValueError("the collator got an empty list of examples; a batch needs at "
+                             "least one pair")
+        rows = [pair_texts(e, self.processor, f'example {i} of the batch')
+                for i,e in enumerate(examples)]
         asked = self.prompts([r['prompt'] for r in rows], [row_images(e) for e in examples])
         said = self.tokens([r[k] for k in ('chosen','rejected') for r in rows], side='right')
         none = torch.zeros_like(said['input_ids'])
-        joined = {k: torch.cat([asked[k], said.get(k, none)], 1) for k in _per_token if k in asked}           # [2B,P+A]
-        joined['completion_mask'] = torch.cat([torch.zeros_like(asked['attention_mask']), said['attention_mask']], 1)
+        # [2B,P+A]
+        joined = {k: torch.cat([asked[k], said.get(k, none)], 1)
+                  for k in _per_token if k in asked}
+        joined['completion_mask'] = torch.cat([torch.zeros_like(asked['attention_mask']),
+                                               said['attention_mask']], 1)
         given = [c for c in pair_columns if c in examples[0]]
-        number = {row_column: torch.tensor([e[row_column] for e in examples])} if row_column in examples[0] else {}
-        return asked | self.fit(flush_left(joined)) | number | {c: torch.tensor([e[c] for e in examples], dtype=torch.float32) for c in given}
+        number = {row_column: torch.tensor([e[row_column]
+                                            for e in examples])} if row_column in examples[0] else {}
+        return asked | self.fit(flush_left(joined)) | number | {c: torch.tensor([e[c]
+            for e in examples], dtype=torch.float32) for c in given}
 
     def fit(self, rows):
         "Cut at the end, never into an image, and pad to the multiple."
-        cut = rows['input_ids'][:, self.max_length:] if self.max_length else rows['input_ids'][:, :0]
+        cut = rows['input_ids'][:,
+                                self.max_length:] if self.max_length else rows['input_ids'][:,
+                                    :0]
         lost = image_places(cut, self.processor).any(1).nonzero()
         if len(lost):
-            raise ValueError(f"example {int(lost[0])%(len(cut)//2)} of the batch has image tokens beyond max_length={self.max_length}, "
-                             "and half an image cannot be read; raise max_length, or set it to None")
+            raise ValueError(f"example {int(lost[0])%(len(cut)//2)} of the batch has image "
+                             f"tokens beyond max_length={self.max_length}, "
+                             "and half an image cannot be read; raise max_length, or set it to "
+                             "None")
         rows = {k: v[:, :self.max_length] for k,v in rows.items()}
         more = -rows['input_ids'].shape[1] % (self.pad_to_multiple_of or 1)
-        return {k: F.pad(v, (0, more), value=self.processor.tokenizer.pad_token_id if k=='input_ids' else 0) for k,v in rows.items()}
+        return {k: F.pad(v, (0, more),
+                         value=self.processor.tokenizer.pad_token_id if k=='input_ids' else 0)
+                for k,v in rows.items()}
 
 # %% ../../nbs/data/vision.ipynb #3d003aa8
 def image_places(
@@ -303,9 +370,39 @@ def has_images(
     if any(c in row for c in image_columns): return True
     return any(media.get(b.get('type'))=='images' for b in _blocks(read_row(row)))
 
-image_names = ('image_path', 'image_paths', 'image_url', 'image_urls', 'image_file', 'image_files', 'image_bytes', 'img', 'imgs', 'img_path',
-               'picture', 'pictures', 'photo', 'photos', 'pixel_values')  # columns that hold images under a name that nothing reads
-other_media = ('video', 'videos', 'video_path', 'video_paths', 'video_url', 'video_urls', 'audio', 'audios')  # what no collator here reads
+_sorry = "is not supported with images, which are processed anew in every batch"
+
+def check_vision_settings(
+    args, # A `DPOConfig`
+    processor, # What was passed as `processing_class`
+)->None:
+    "Raise on a setting that does not go with images."
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError("the dataset has a column 'image' or 'images', and a "
+                         f"{type(processor).__name__} reads only text; pass a vision-language "
+                         "model with its processor, or remove the column to train on the text "
+                         "alone")
+    ends = args.max_length is not None and args.truncation_mode=='keep_end'
+    for bad, why in ((ends,
+                      "truncation_mode='keep_end' would cut the prompt, where the images are; "
+                      "use 'keep_start', or max_length=None"),
+                     (args.precompute_ref_log_probs,
+                      f"precompute_ref_log_probs=True {_sorry}; leave it at False"),
+                     (args.padding_free, f"padding_free=True {_sorry}; leave it at False"),
+                     (args.loss_on!='completion',
+                      f"loss_on={args.loss_on!r} {_sorry}; use 'completion'"),
+                     (args.overlong!='truncate',
+                      f"overlong={args.overlong!r} {_sorry}; use 'truncate', or max_length=None")):
+        if bad: raise ValueError(why)
+
+# %% ../../nbs/data/vision.ipynb #5168c8e5
+image_names = ('image_path', 'image_paths', 'image_url', 'image_urls', 'image_file',
+               'image_files', 'image_bytes', 'img', 'imgs', 'img_path',
+               # columns that hold images under a name that nothing reads
+               'picture', 'pictures', 'photo', 'photos', 'pixel_values')
+# what no collator here reads
+other_media = ('video', 'videos', 'video_path', 'video_paths', 'video_url', 'video_urls',
+               'audio', 'audios')
 
 def check_media(
     rows:list, # Some rows, for a model that reads images
@@ -316,30 +413,17 @@ def check_media(
         value = next((r[c] for r in rows if r.get(c) is not None and r.get(c)!=[]), None)
         if value is None or c in (*read_columns, *image_columns): continue
         if c.lower() in other_media:
-            raise ValueError(f"the {name} dataset has a column {c!r}, and only images are supported; to train without it, dataset.remove_columns({c!r})")
-        if any(k in r for r in rows for k in image_columns): continue            # where an image came from is no image
+            raise ValueError(f"the {name} dataset has a column {c!r}, and only images are "
+                             f"supported; to train without it, dataset.remove_columns({c!r})")
+        # where an image came from is no image
+        if any(k in r for r in rows for k in image_columns): continue
         if c.lower() in image_names or isinstance(value, Image.Image):
             new = 'images' if isinstance(value, (list, tuple)) else 'image'
-            raise ValueError(f"the {name} dataset has no column 'image' or 'images', and nothing would read its column {c!r}, so the model would be trained "
-                             f"without it; dataset.rename_column({c!r}, {new!r}), or to train on the text alone dataset.remove_columns({c!r})")
-
-_sorry = "is not supported with images, which are processed anew in every batch"
-
-def check_vision_settings(
-    args, # A `DPOConfig`
-    processor, # What was passed as `processing_class`
-)->None:
-    "Raise on a setting that does not go with images."
-    if not isinstance(processor, ProcessorMixin):
-        raise ValueError(f"the dataset has a column 'image' or 'images', and a {type(processor).__name__} reads only text; pass a vision-language "
-                         "model with its processor, or remove the column to train on the text alone")
-    ends = args.max_length is not None and args.truncation_mode=='keep_end'
-    for bad, why in ((ends, "truncation_mode='keep_end' would cut the prompt, where the images are; use 'keep_start', or max_length=None"),
-                     (args.precompute_ref_log_probs, f"precompute_ref_log_probs=True {_sorry}; leave it at False"),
-                     (args.padding_free, f"padding_free=True {_sorry}; leave it at False"),
-                     (args.loss_on!='completion', f"loss_on={args.loss_on!r} {_sorry}; use 'completion'"),
-                     (args.overlong!='truncate', f"overlong={args.overlong!r} {_sorry}; use 'truncate', or max_length=None")):
-        if bad: raise ValueError(why)
+            raise ValueError(f"the {name} dataset has no column 'image' or 'images', and "
+                             f"nothing would read its column {c!r}, so the model would be "
+                             "trained "
+                             f"without it; dataset.rename_column({c!r}, {new!r}), or to train "
+                             f"on the text alone dataset.remove_columns({c!r})")
 
 # %% ../../nbs/data/vision.ipynb #25184c06
 _logger = logging.get_logger(__name__)
@@ -349,27 +433,40 @@ def check_rows(
     collator:DataCollatorForVisionPreference, # As it will be used
     name:str='train', # For messages
     n:int=64, # Rows to read
-)->dict[str, int]: # read: how many; longest, of prompt + answer, tokens; cut: pairs that lose the end of an answer; image_tokens: most of a row
+)->dict[str, int]: # read, longest and image_tokens (most of a row, tokens), cut (pairs)
     "Read the first rows of a dataset as training will, and raise at the first that cannot be."
-    whole, limit, found = replace(collator, max_length=None, pad_to_multiple_of=None), collator.max_length, dict(read=0, longest=0, cut=0, image_tokens=0)
+    whole, limit, found = replace(collator, max_length=None,
+                                  pad_to_multiple_of=None), collator.max_length, dict(read=0,
+                                      longest=0, cut=0, image_tokens=0)
     for i,row in enumerate(islice(iter(dataset), n)):
         where = f"row {i} of the {name} dataset"
         try: batch = whole([row])
-        except Exception as e: raise ValueError(f"{where} cannot be read: {str(e).replace('example 0 of the batch', 'it')}") from e
-        places, length = image_places(batch['input_ids'], whole.processor), int(batch['attention_mask'].sum(1).max())
+        except Exception as e:
+            raise ValueError(f"{where} cannot be read: "
+                             f"{str(e).replace('example 0 of the batch', 'it')}") from e
+        places, length = image_places(batch['input_ids'],
+                                      whole.processor), int(batch['attention_mask'].sum(1).max())
         end = int((places*torch.arange(1, places.shape[1]+1)).max())
         if limit and end > limit:
-            raise ValueError(f"{where} has image tokens up to place {end}, and max_length={limit} would cut into its images; "
+            raise ValueError(f"{where} has image tokens up to place {end}, and "
+                             f"max_length={limit} would cut into its images; "
                              "raise it, or set max_length=None, which is advised for images")
         if i==0: _warn_unended(row, whole.processor.tokenizer.eos_token, name)
         seen = dict(longest=length, image_tokens=int(places.sum(1).max()))
-        found |= {k: max(found[k], v) for k,v in seen.items()} | dict(read=i+1, cut=found['cut'] + bool(limit and length>limit))
-    if found['cut']: _logger.warning(f"{name}: max_length={limit} cuts the answers of {found['cut']} of the first {found['read']} pairs")
+        found |= {k: max(found[k], v) for k,v in seen.items()} | dict(read=i+1,
+            cut=found['cut'] + bool(limit and length>limit))
+    if found['cut']:
+        _logger.warning(f"{name}: max_length={limit} cuts the answers of {found['cut']} of the "
+                        f"first {found['read']} pairs")
     return found
 
+# %% ../../nbs/data/vision.ipynb #8ce30c67
 def _warn_unended(row, eos, name):
-    if is_conversational(row) or eos and all(row[k].rstrip().endswith(eos) for k in ('chosen','rejected')): return
-    _logger.warning(f"{name}: the answers are plain text that does not end with {eos!r}, and with images nothing is added to them (as in TRL), "
+    if is_conversational(row) or eos and all(row[k].rstrip().endswith(eos)
+                                             for k in ('chosen','rejected')):
+        return
+    _logger.warning(f"{name}: the answers are plain text that does not end with {eos!r}, and "
+                    "with images nothing is added to them (as in TRL), "
                     "so nothing teaches when to stop")
 
 # %% ../../nbs/data/vision.ipynb #b1596c51
@@ -378,11 +475,15 @@ def count_features(
     batch:dict, # From the collator, on the model's device
 )->int|None: # Vectors; None if the model has no method to ask
     "How many vectors the model makes of a batch's images."
-    inside = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)   # beneath what wraps it
+    # beneath what wraps it
+    inside = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)
     see = getattr(inside, 'get_image_features', None)
     if see is None: return None
     known = inspect.signature(see).parameters
-    with torch.no_grad(): out = see(**{k: v for k,v in batch.items() if k in known and k not in ('attention_mask', 'input_ids')})
+    with torch.no_grad():
+        out = see(**{k: v
+                     for k,v in batch.items()
+                     if k in known and k not in ('attention_mask', 'input_ids')})
     return sum(len(x) for x in out.pooler_output)
 
 def check_features(
@@ -392,14 +493,19 @@ def check_features(
 )->None:
     "Raise unless the batch has one image token for each vector."
     if 'pixel_values' not in batch: return
-    tokens, vectors = int(image_places(batch['input_ids'], processor).sum()), count_features(model, batch)
+    tokens, vectors = int(image_places(batch['input_ids'],
+                                       processor).sum()), count_features(model, batch)
     if vectors not in (tokens, None):
-        raise ValueError(f"the processor writes {tokens} image tokens where the model makes {vectors} vectors of the same images; they are not made "
-                         "for each other. Load both from one folder, or compare the processor's patch_size with the model's config")
+        raise ValueError(f"the processor writes {tokens} image tokens where the model makes "
+                         f"{vectors} vectors of the same images; they are not made "
+                         "for each other. Load both from one folder, or compare the "
+                         "processor's patch_size with the model's config")
 
 # %% ../../nbs/data/vision.ipynb #9753692f
-_as_blocks = ("{%- set plain = namespace(talk=[]) %}{%- for m in messages %}{%- if m['content'] is string %}{%- set plain.talk = plain.talk + "
-              "[dict(m, content=[{'type': 'text', 'text': m['content']}])] %}{%- else %}{%- set plain.talk = plain.talk + [m] %}{%- endif %}{%- endfor %}"
+_as_blocks = ("{%- set plain = namespace(talk=[]) %}{%- for m in messages %}{%- if "
+              "m['content'] is string %}{%- set plain.talk = plain.talk + "
+              "[dict(m, content=[{'type': 'text', 'text': m['content']}])] %}{%- else %}{%- "
+              "set plain.talk = plain.talk + [m] %}{%- endif %}{%- endfor %}"
               "{%- set messages = plain.talk %}")
 
 def text_tokenizer(
@@ -407,5 +513,6 @@ def text_tokenizer(
 ): # A `PreTrainedTokenizerBase`
     "A copy of the processor's tokenizer, with the processor's chat template for messages whose content is a string."
     tokenizer = deepcopy(processor.tokenizer)
-    if isinstance(processor.chat_template, str): tokenizer.chat_template = _as_blocks + processor.chat_template
+    if isinstance(processor.chat_template, str):
+        tokenizer.chat_template = _as_blocks + processor.chat_template
     return tokenizer
