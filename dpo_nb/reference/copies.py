@@ -221,6 +221,8 @@ def hold_still(
     if not sharded: _refuse_noise(ref, own)
     return said
 
+
+# %% ../../nbs/reference/copies.ipynb #ebb9f3df
 def _check_apart(policy, ref_model):
     "Raise if a trained weight of the policy is a weight of the reference too."
     own = {id(w) for w in ref_model.parameters()}
