@@ -183,6 +183,8 @@ def score(
     logits = model(**b.given, use_cache=False).logits
     return score_rows(b.rows(logits), tokens[mask], mask, stats, **more)
 
+
+# %% ../../nbs/model/forward.ipynb #94d5d240
 def _fused(model, b, plan, more):
     "Scores from hidden states; None, and the plan says why, if that turns out to be wrong for this model."
     new = model not in plan.seen

@@ -47,7 +47,8 @@ def logps_by_blocks(
     V, (m, s, sd, s2, total, zy) = len(weight), at_least_fp32(hidden.new_zeros(6, len(hidden)))   # the running sums
     m, best = m.fill_(torch.finfo(m.dtype).min), torch.zeros_like(tokens)
     for lo in range(0, V, block):
-        z = head_logits(hidden, weight[lo:lo+block], None if bias is None else bias[lo:lo+block], scale, softcap)  # [M,n]
+        b = None if bias is None else bias[lo:lo+block]
+        z = head_logits(hidden, weight[lo:lo+block], b, scale, softcap)            # [M,n]
         at, here = _column(tokens, lo, z.shape[1])
         zy = zy.where(~here, z.gather(1, at)[:,0])
         top, first = z.max(-1)
@@ -95,7 +96,7 @@ def grads_by_blocks(
 
 # %% ../../nbs/model/fused_head.ipynb #f09b668d
 class FusedLogps(torch.autograd.Function):
-    "Hidden states → log-probs and statistics of single tokens, a block of the vocabulary at a time, in both directions."
+    "Hidden states → log-probs and statistics of tokens, by blocks of the vocabulary, in both directions."
     @staticmethod
     def forward(ctx, hidden, weight, bias, tokens, scale, softcap, block, stats, log_p2):
         logps, lse, *more = logps_by_blocks(hidden, weight, bias, tokens, scale, softcap, block, stats, log_p2)
@@ -133,5 +134,6 @@ def score_hidden(
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     block = words_at_a_time(len(tokens), kind)
-    with torch.autocast(kind, enabled=False): found = FusedLogps.apply(hidden.to(dtype), weight, bias, tokens, scale, softcap, block, stats, log_p2)
+    with torch.autocast(kind, enabled=False):
+        found = FusedLogps.apply(hidden.to(dtype), weight, bias, tokens, scale, softcap, block, stats, log_p2)
     return put_back(mask, *found)

@@ -23,11 +23,15 @@ def layer_bytes(
     H, I = c.hidden_size, getattr(c, 'intermediate_size', None) or 4*c.hidden_size
     K = H*(getattr(c, 'num_key_value_heads', None) or c.num_attention_heads)//c.num_attention_heads
     longest = max(p+max(a, b) for p,a,b in parts)
-    if longest<=rows_up_to:  # attention in rows keeps its own copies
-        T, R = sum(map(sum, parts)), 2*len(parts)*longest
-        return T*(28*H+8*I) + R*(4*H+4*K) if bf16 else 4*(T*(7*H+4*I) + R*(2*H+2*K))
-    T, w, l, mask = (sum(x) for x in zip(*((p+a+b, p+a, p+b, b*(p+b)) for p,a,b in parts)))
-    return T*(32*H+8*I+2*K) + K*(2*w+4*l) + 2*mask if bf16 else 4*(T*(9*H+4*I+2*K) + 2*K*l + mask)
+    T = sum(map(sum, parts))
+    if longest<=rows_up_to:  # padded attention keeps its own copies
+        R = 2*len(parts)*longest
+        if bf16: return T*(28*H+8*I) + R*(4*H+4*K)
+        return 4*(T*(7*H+4*I) + R*(2*H+2*K))
+    w, l = sum(p+a for p,a,_ in parts), sum(p+b for p,_,b in parts)
+    mask = sum(b*(p+b) for p,_,b in parts)
+    if bf16: return T*(32*H+8*I+2*K) + K*(2*w+4*l) + 2*mask
+    return 4*(T*(9*H+4*I+2*K) + 2*K*l + mask)
 
 # %% ../../nbs/model/memory.ipynb #ea903d94
 def step_moments(
@@ -41,22 +45,30 @@ def step_moments(
     device:str='cpu', # Kind of device
 )->dict: # Of each moment: bytes by part
     "What a training step with Adam holds at four moments."
-    c, size = model.config.get_text_config(), lambda ps: sum(p.numel()*p.element_size() for p in ps)
-    every, trained = list(model.parameters()), [p for p in model.parameters() if p.requires_grad]
-    ends = [getattr(m, 'weight', None) for m in (model.get_input_embeddings(), model.get_output_embeddings())]
-    ends = list({id(w): w for w in ends if w is not None}.values())     # one, if they are tied
+    def size(weights): return sum(w.numel()*w.element_size() for w in weights)
+    c, every = model.config.get_text_config(), list(model.parameters())
+    trained, ends = [w for w in every if w.requires_grad], _ends(model)
     words, L, T = [p for p in ends if p.requires_grad], c.num_hidden_layers, sum(map(sum, parts))
     scored = sum(a+b for _,a,b in parts) if scored is None else scored
-    one, rows, inner = layer_bytes(c, parts, bf16), 4*T*c.hidden_size, 8*T*(getattr(c, 'intermediate_size', None) or 4*c.hidden_size)
+    one, rows = layer_bytes(c, parts, bf16), 4*T*c.hidden_size
+    inner = 8*T*(getattr(c, 'intermediate_size', None) or 4*c.hidden_size)
     copies = (size(every)-size(ends))//2*bf16
     block = 8*scored*(min(c.vocab_size, words_at_a_time(scored, device)) + c.hidden_size)
     stays, used = (L*rows, copies//L) if checkpointing else (L*one, copies)
-    always = dict(policy=size(every), reference=reference, adam=2*size(trained), gradients=0, activations=0, head=0, copies=0, embedding=0)
-    return {k: always | v for k,v in dict(
+    always = dict(policy=size(every), reference=reference, adam=2*size(trained),
+                  gradients=0, activations=0, head=0, copies=0, embedding=0)
+    moments = dict(
         head=dict(gradients=size(words[-1:]), activations=stays, head=block, copies=0 if checkpointing else copies),
         top=dict(gradients=size(words[-1:]), activations=stays+one*checkpointing+inner, copies=used),
         bottom=dict(gradients=size(trained), activations=one+inner, copies=used),
-        end=dict(gradients=size(trained), activations=rows, embedding=size(words[:1]))).items()}
+        end=dict(gradients=size(trained), activations=rows, embedding=size(words[:1])))
+    return {k: always | v for k,v in moments.items()}
+
+def _ends(model):
+    "Weights of embedding and head; one, if they are tied."
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    found = [getattr(m, 'weight', None) for m in ends]
+    return list({id(w): w for w in found if w is not None}.values())
 
 def peak_memory(
     *args, # As `step_moments`

@@ -105,6 +105,8 @@ def mask_for(
     if fused: return mask
     return query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min)
 
+
+# %% ../../nbs/model/prefix_sharing.ipynb #48adde27
 def attend_by_pair(
     attend:Callable, # The attention to run
     module:nn.Module, # The attention layer
@@ -130,6 +132,7 @@ def attend_by_pair(
         a = b+r
     return torch.cat(out, 1)
 
+# %% ../../nbs/model/prefix_sharing.ipynb #988b3189
 def attend_padded(
     attend:Callable, # The attention to run
     module:nn.Module, # The attention layer
@@ -291,6 +294,8 @@ def _logits_and_slope(model, given, rows):
     slope = [g.float().flatten().cpu() for g in slope if g is not None]
     return z.detach(), torch.cat(slope) if slope else torch.zeros(1)
 
+
+# %% ../../nbs/model/prefix_sharing.ipynb #7782f275
 def _small_weights(model, total=2**20):
     "Trained weights, the smallest first, up to so many numbers; at least one if any is trained."
     some, n = [], 0

@@ -121,7 +121,7 @@ def ref_adapter(
         with start_weights(model): yield
     finally: model.set_adapter(active)
 
-# %% ../../nbs/reference/copies.ipynb #22db2b78
+# %% ../../nbs/reference/copies.ipynb #3eed7562
 def needs_ref_adapter(
     model:PreTrainedModel|PeftModel, # The policy, with its adapter
     ref_model:PreTrainedModel|str|None, # What the user passed as the reference
@@ -134,7 +134,7 @@ def needs_ref_adapter(
     if peft_config is None or changes_base(peft_config): return True
     return args.sync_ref_model and not peft_config.is_prompt_learning
 
-# %% ../../nbs/reference/copies.ipynb #8d1c2f42
+# %% ../../nbs/reference/copies.ipynb #d3ddce91
 def keep_start_weights(
     model:PeftModel, # Its own reference; gets the copies as an attribute, which is not saved
 )->list[str]: # Their names
@@ -142,10 +142,10 @@ def keep_start_weights(
     names = set(trained_base(model))
     kept = {k: w.detach().clone() for k,w in model.named_parameters() if k in names}
     model._start_weights = kept
-    if kept: warnings.filterwarnings('ignore', message='Careful, disabling adapter layers with bias')  # PEFT's, now untrue
+    if kept: warnings.filterwarnings('ignore', message='Careful, disabling adapter layers')  # no longer true
     return list(kept)
 
-# %% ../../nbs/reference/copies.ipynb #6eba88d3
+# %% ../../nbs/reference/copies.ipynb #11ccae0e
 @contextmanager
 def reference_mode(
     model:nn.Module, # The reference model, or the policy, perhaps wrapped
@@ -156,7 +156,7 @@ def reference_mode(
     switched = ref_adapter(inner) if switch and isinstance(inner, PeftModel) else nullcontext()
     with eval_mode(model), switched: yield
 
-# %% ../../nbs/reference/copies.ipynb #8dc72a4c
+# %% ../../nbs/reference/copies.ipynb #7a38a463
 @torch.no_grad()
 def draws_noise(
     model:nn.Module, # The reference model, or the policy
@@ -187,7 +187,7 @@ def _close(a, b):
     if a.shape != b.shape: return False
     return torch.equal(a, b) or (a.float()-b.float()).norm() < 1e-4*a.float().norm()
 
-# %% ../../nbs/reference/copies.ipynb #a03c92e2
+# %% ../../nbs/reference/copies.ipynb #ca750a84
 def mark_trained(
     model:nn.Module, # The policy, perhaps wrapped; gets an attribute, which is not saved
 )->None:
@@ -200,7 +200,7 @@ def was_trained(
     "Has a trainer changed this model since it was loaded?"
     return vars(extract_model_from_parallel(model)).get('_dpo_nb_trained', False)
 
-# %% ../../nbs/reference/copies.ipynb #654ea30f
+# %% ../../nbs/reference/copies.ipynb #d476a275
 def hold_still(
     policy:PreTrainedModel|PeftModel, # With its adapter; not yet wrapped
     ref_model:PreTrainedModel|PeftModel|None, # None: the policy is its own reference
@@ -216,10 +216,13 @@ def hold_still(
                     "load it again to measure against what it was before")
     if own and isinstance(policy, PeftModel) and not args.precompute_ref_log_probs:
         said += _keep_or_refuse(policy, sharded)
-    if own and args.neftune_noise_alpha: said.append("the noise of neftune_noise_alpha reaches the policy, not the reference")
+    if own and args.neftune_noise_alpha:
+        said.append("the noise of neftune_noise_alpha reaches the policy, not the reference")
     if not sharded: _refuse_noise(ref, own)
     return said
 
+
+# %% ../../nbs/reference/copies.ipynb #ebb9f3df
 def _check_apart(policy, ref_model):
     "Raise if a trained weight of the policy is a weight of the reference too."
     own = {id(w) for w in ref_model.parameters()}
@@ -258,8 +261,8 @@ def _refuse_noise(ref, own):
     try: name = draws_noise(ref, own)
     except Exception: return  # it wants more than tokens, as some vision-language models do
     if name:
-        raise ValueError(f"the reference is random: {name or 'the model'} draws noise in eval mode too, and no reward would "
-                         "mean anything; remove the layer or hook, or switch its noise off")
+        raise ValueError(f"the reference is random: {name} draws noise in eval mode too, and no reward "
+                         "would mean anything; remove the layer or hook, or switch its noise off")
 
 # %% ../../nbs/reference/copies.ipynb #c76dbf11
 def zero_config(
@@ -306,5 +309,5 @@ def _copy_sharded(model):
         if own: deepspeed.zero.Init(module=b)
     return ref
 
-# %% ../../nbs/reference/copies.ipynb #c5867f69
+# %% ../../nbs/reference/copies.ipynb #e1e66a20
 spread_reference = shard_reference  # its name before

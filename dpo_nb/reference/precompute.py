@@ -53,7 +53,7 @@ def compute_logps(
     ranks:Ranks=Ranks(),
     name:str='train', # For messages
 )->Tensor: # Log-probs of chosen and rejected, `[N,2]`, fp32, nats
-    "Ask the reference about every pair, once."
+    "Compute every pair under the reference, once."
     dataset = dataset.remove_columns([c for c in ref_columns if c in dataset.column_names])
     batches = longest_first(pair_lengths(dataset), batch_size)
     mine = range(ranks.rank, -(-len(batches)//ranks.world)*ranks.world, ranks.world)
@@ -65,19 +65,21 @@ def compute_logps(
     out = ranks.total(out)
     bad = np.flatnonzero(~out.isfinite().all(1).numpy())
     if len(bad):
-        raise ValueError(f"the reference gives {out[bad[0]].tolist()} to row {bad[0]} of the {name} dataset, and there are {len(bad)} "
-                         "such rows; does the model overflow in this precision? bf16=True or fp32 do not")
+        raise ValueError(f"the reference gives {out[bad[0]].tolist()} to row {bad[0]} of the {name} dataset, and "
+                         f"there are {len(bad)} such rows; does the model overflow in this precision? bf16=True "
+                         "or fp32 do not")
     return out
 
 # %% ../../nbs/reference/precompute.ipynb #ba9b87ef
 def reference_hash(
-    model:nn.Module, # The reference, or a `PeftModel` that answers as its own
+    model:nn.Module, # The reference, or a `PeftModel` that is its own
     settings:str='float32', # What else the numbers depend on
 )->str: # 32 hexadecimal digits
-    "A fingerprint of what the reference answers with: weights and computation, not names."
+    "A fingerprint of what the reference's log-probs depend on: weights and computation, not names."
     adapters = getattr(model, 'peft_config', {}) if hasattr(model, 'get_base_model') else {}
     base = model.get_base_model() if adapters else model
-    h = hashlib.blake2b(f"{type(base).__name__} {settings} {_plain(base.config.to_diff_dict())}".encode(), digest_size=16)
+    computation = f"{type(base).__name__} {settings} {_plain(base.config.to_diff_dict())}"
+    h = hashlib.blake2b(computation.encode(), digest_size=16)
     if 'ref' in adapters: h.update(_plain(adapters['ref'].to_dict()).encode())
     trained = [f'.{a}.' for a in adapters if a!='ref']
     for k,t in sorted(base.state_dict().items()):
@@ -86,8 +88,9 @@ def reference_hash(
         h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()
 
-_names = ('transformers_version', 'architectures', 'dtype', 'torch_dtype', 'use_cache', 'inference_mode', 'base_model_name_or_path',
-          'peft_version', 'auto_mapping', 'task_type', 'output_router_logits', 'router_aux_loss_coef')
+_names = ('transformers_version', 'architectures', 'dtype', 'torch_dtype', 'use_cache',
+          'inference_mode', 'base_model_name_or_path', 'peft_version', 'auto_mapping', 'task_type',
+          'output_router_logits', 'router_aux_loss_coef')
 def _plain(settings):
     "Settings as text, without bookkeeping, pad tokens and dropout rates."
     def says(k): return k not in _names and not k.startswith('_') and not k.endswith('token_id') and 'drop' not in k
@@ -147,7 +150,9 @@ def _save(file, x):
         part = file.with_name(f'{file.stem}.{os.getpid()}.part')
         with open(part, 'wb') as f: np.save(f, x.numpy())
         os.replace(part, file)
-    except OSError as e: _logger.warning(f"the reference log-probs could not be kept in {file.parent} ({e}); the next run computes them again")
+    except OSError as e:
+        _logger.warning(f"the reference log-probs could not be kept in {file.parent} ({e}); the next run "
+                        "computes them again")
 
 # %% ../../nbs/reference/precompute.ipynb #1d0d03eb
 hash_column = 'ref_hash'  # beside `ref_columns`: the key of each row
@@ -164,22 +169,24 @@ def known_rows(
     if hash_column in dataset.column_names:
         known &= np.array([a==b for a,b in zip(dataset[hash_column], keys)])
         if not known.all():
-            _logger.warning(f"{name}: {(~known).sum()} of {len(known)} rows have no log-probs, or those of another reference or of "
-                            "other tokens; they are computed")
+            _logger.warning(f"{name}: {(~known).sum()} of {len(known)} rows have no log-probs, or those of another "
+                            "reference or of other tokens; they are computed")
     elif known.any(): _check_sample(dataset.select(np.flatnonzero(known)), compute, name)
     return known
 
 def _given(dataset):
     "The log-probs that are there, `[N,2]`, NaN where they are not."
-    return torch.tensor([[math.nan if x is None else x for x in dataset[c]] for c in ref_columns], dtype=torch.float32).T
+    columns = [[math.nan if x is None else x for x in dataset[c]] for c in ref_columns]
+    return torch.tensor(columns, dtype=torch.float32).T
 
 def _check_sample(dataset, compute, name):
     sample = dataset.select(np.linspace(0, len(dataset)-1, min(8, len(dataset))).astype(int))
     given = _given(sample)                                                            # [8,2]
     off = (given - compute(sample)).abs().max().item()
     if not off < 1 + .01*given.abs().max().item():
-        _logger.warning(f"{name}: the given {' and '.join(ref_columns)} are up to {off:.1f} nats away from what this reference says, "
-                        f"in {len(sample)} rows tried; they are used as they are. Remove these columns to have them computed")
+        _logger.warning(f"{name}: the given {' and '.join(ref_columns)} are up to {off:.1f} nats away from what this "
+                        f"reference says, in {len(sample)} rows tried; they are used as they are. Remove these "
+                        "columns to have them computed")
 
 # %% ../../nbs/reference/precompute.ipynb #ca0edd11
 def precompute(
@@ -195,8 +202,9 @@ def precompute(
 )->Dataset: # With ref_chosen_logps, ref_rejected_logps (fp32, nats) and ref_hash
     "The dataset with its reference log-probs: those it has, those on disk, and the rest computed."
     if not isinstance(dataset, Dataset):
-        raise ValueError(f"precompute_ref_log_probs needs a dataset that can be read beforehand, and the {name} dataset is an "
-                         f"{type(dataset).__name__}; load it without streaming, or leave precompute_ref_log_probs at False")
+        raise ValueError(f"precompute_ref_log_probs needs a dataset that can be read beforehand, and the {name} "
+                         f"dataset is an {type(dataset).__name__}; load it without streaming, or leave "
+                         "precompute_ref_log_probs at False")
     keys = row_keys(dataset, ref_hash, max_length, truncation_mode)
     known = known_rows(dataset, keys, compute, name)
     out, rest = _given(dataset) if known.any() else torch.zeros(len(keys), 2), np.flatnonzero(~known)

@@ -18,15 +18,16 @@ from transformers import TrainerCallback
 # %% ../../nbs/reference/sync.ipynb #a10227dd
 def check_same_weights(
     model:nn.Module, # The policy
-    ref_model:nn.Module, # What would follow it
+    ref_model:nn.Module, # What is synchronized with it
 )->None:
     "Raise unless the two models have weights of the same names and shapes."
     a, b = ({k: tuple(w.shape) for k,w in m.named_parameters()} for m in (model, ref_model))
     differ = [k for k in {**a, **b} if a.get(k)!=b.get(k)]
     if differ:
-        raise ValueError(f"sync_ref_model mixes weight by weight, but {differ[0]} has shape {a.get(differ[0])} in the model and "
-                         f"{b.get(differ[0])} in ref_model, and so on in {len(differ)} places; use a reference of the same architecture, "
-                         "or set sync_ref_model=False")
+        raise ValueError(f"sync_ref_model mixes weight by weight, but {differ[0]} has shape "
+                         f"{a.get(differ[0])} in the model and {b.get(differ[0])} in ref_model, and so on in "
+                         f"{len(differ)} places; use a reference of the same architecture, or set "
+                         "sync_ref_model=False")
 
 # %% ../../nbs/reference/sync.ipynb #2b2b6c7a
 @torch.no_grad()
@@ -41,7 +42,9 @@ def mix_weights(
     now = {_plain_name(k): w for k,w in model.named_parameters()}
     for k,w in ref_model.named_parameters(): w.lerp_(now[_plain_name(k)].to(w), alpha)
 
-def _plain_name(k): return k.replace('_checkpoint_wrapped_module.', '')  # FSDP's own activation checkpointing renames the policy's layers
+def _plain_name(k):
+    "FSDP's own activation checkpointing renames the policy's layers."
+    return k.replace('_checkpoint_wrapped_module.', '')
 
 # %% ../../nbs/reference/sync.ipynb #ddd3a1eb
 class SyncReference(TrainerCallback):
@@ -62,7 +65,7 @@ class SyncReference(TrainerCallback):
 # %% ../../nbs/reference/sync.ipynb #0c02d128
 @torch.no_grad()
 def mix_adapter(
-    model, # A `PeftModel` with an adapter `ref` beside the one that is trained
+    model:PeftModel, # With an adapter `ref` beside the one that is trained
     alpha:float, # Share of the trained adapter in the new `ref`, in [0, 1]
 )->None:
     "θ_ref ← α·θ + (1−α)·θ_ref for the weights of the adapter `ref`."
@@ -74,24 +77,27 @@ def mix_adapter(
 
 # %% ../../nbs/reference/sync.ipynb #f66f71ea
 def check_sync(
-    model, # The policy, `PreTrainedModel` or `PeftModel`
-    ref_model, # The reference model, or None
+    model:nn.Module, # The policy, `PreTrainedModel` or `PeftModel`
+    ref_model:nn.Module|None, # The reference model
     alpha:float=0.6, # The policy's share
     every:int=512, # Steps between updates
 )->None:
-    "Raise unless the reference can follow the policy."
+    "Raise unless the reference can be synchronized with the policy."
     if not 0 < alpha <= 1:
-        raise ValueError(f"ref_model_mixup_alpha={alpha} must be above 0 and at most 1: it is the policy's share in the new reference")
+        raise ValueError(f"ref_model_mixup_alpha={alpha} must be above 0 and at most 1: it is the policy's "
+                         "share in the new reference")
     if isinstance(every, bool) or every < 1 or every!=int(every):
         raise ValueError(f"ref_model_sync_steps={every} must be a whole number of steps, at least 1")
     if not isinstance(model, PeftModel): return check_same_weights(model, ref_model)
     if ref_model is not None:
-        raise ValueError("sync_ref_model cannot mix an adapter into the whole model passed as ref_model; leave ref_model out, "
-                         "and a copy of the adapter is the reference that follows, or set sync_ref_model=False")
+        raise ValueError("sync_ref_model cannot mix an adapter into the whole model passed as ref_model; leave "
+                         "ref_model out, and a copy of the adapter becomes the reference and is synchronized, or "
+                         "set sync_ref_model=False")
     if 'ref' not in model.peft_config:
         kind = model.peft_config[model.active_adapters[0]].peft_type.value
-        raise ValueError(f"sync_ref_model needs a copy of the adapter to move, and there is none for {kind}: its reference is the model "
-                         "without adapters; use LoRA or train all weights, or set sync_ref_model=False")
+        raise ValueError(f"sync_ref_model needs a copy of the adapter to synchronize, and there is none for {kind}: "
+                         "its reference is the model without adapters; use LoRA or train all weights, or set "
+                         "sync_ref_model=False")
 
 # %% ../../nbs/reference/sync.ipynb #5027ad93
 ref_folder = 'reference'  # inside a checkpoint
@@ -111,7 +117,8 @@ def load_reference(
     "Give the reference the weights that it had at the checkpoint."
     folder = Path(checkpoint)/ref_folder
     if not folder.exists():
-        raise FileNotFoundError(f"{checkpoint} has no folder {ref_folder!r}, so it is not known where the reference was; it was written without "
-                                "sync_ref_model, or by another program: train with sync_ref_model=False, or start anew")
+        raise FileNotFoundError(f"{checkpoint} has no folder {ref_folder!r}, so it is not known where the reference "
+                                "was; it was written without sync_ref_model, or by another program: train with "
+                                "sync_ref_model=False, or start anew")
     whole = type(ref_model).from_pretrained(folder, dtype=ref_model.dtype).state_dict()
-    set_model_state_dict(ref_model, whole, options=StateDictOptions(full_state_dict=True))  # also into pieces
+    set_model_state_dict(ref_model, whole, options=StateDictOptions(full_state_dict=True))  # also sharded
