@@ -331,3 +331,52 @@ def test_an_adapter_that_looks_for_tokens_in_the_row_is_not_packed(tmp_path):
     from dpo_nb.model.prefix_sharing import shares_prefix
     t = trainer(tmp_path, load_toy_model(), peft_config=config, num_train_epochs=1)
     assert not shares_prefix(t.model) and 'alora_invocation_tokens' in t.plan.why_not_packed
+
+
+class Silent(LlamaForCausalLM):
+    "Divides its logits by 8, and its config does not say so."
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits/8
+        return out
+
+
+@pytest.mark.parametrize('name', ['llama', 'gemma2, window 4', 'gpt2'])
+@pytest.mark.parametrize('lora', [False, True], ids=['', 'lora'])
+def test_a_plan_changes_no_bit_and_can_be_shown(name, lora):
+    from dpo_nb.model.forward import plan_forward, set_up_forward
+    model = make(name, lora=lora)
+    before, state = {k: w.clone() for k, w in model.state_dict().items()}, torch.get_rng_state()
+    plan, = set_up_forward([model])
+    assert plan.packed and plan.fused and 'without padding' in str(plan) and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(w, before[k]) for k, w in model.state_dict().items()) and all(m.training for m in model.modules())
+    for seed in range(3):
+        batch = draw(seed)
+        ref = torch.zeros(len(batch['input_ids']))
+        one, two = (loss_and_grads(model, score(model, batch, plan=p), ref) for p in (None, plan))
+        assert torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+    assert not plan_forward(model, share='for once').packed and plan_forward(model, batch=draw(1)) == plan
+
+
+def test_a_plan_waits_for_the_first_batch_and_looks_again_at_a_wrapper(monkeypatch):
+    from dpo_nb.model import forward
+    torch.manual_seed(0)
+    silent = Silent(LlamaConfig(**GROUPED)).eval()
+    assert not forward.plan_forward(silent).fused and 'its config does not tell' in str(forward.plan_forward(silent))
+    late = forward.plan_forward(silent, trial=False)
+    assert late.fused and not late.seen
+    want = plainly(silent, draw(0))
+    assert torch.equal(score(silent, draw(0), plan=late).logps, want.logps) and not late.fused and 'Silent' in late.why_not_fused
+    looked, look = [], forward.follows
+    monkeypatch.setattr(forward, 'follows', lambda *a: looked.append(1) or look(*a))
+    model = make('llama')
+    plan = forward.plan_forward(model)
+    looked.clear()
+    for _ in range(2): score(model, draw(0), plan=plan)
+    assert not looked  # it was settled when the plan was made
+    monkeypatch.setattr(model, '_compiled_call_impl', model.forward)
+    other = torch.nn.Module()  # a wrapper that comes later
+    other.module = model
+    monkeypatch.setattr(forward, 'bare', lambda m: getattr(m, 'module', m))
+    other.forward = model.forward
+    assert torch.equal(score(other, draw(0), plan=plan).logps, plainly(model, draw(0)).logps) and plan.why_not_fused == 'the model is compiled'

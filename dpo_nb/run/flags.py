@@ -73,7 +73,7 @@ def read_config(
 )->dict: # setting → value
     "Read settings from a file, refusing names that do not exist."
     import yaml
-    from dpo_nb.train.config import read_field
+    from dpo_nb.train.values import read_field
     try: found = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise ValueError(f"config={path!r}: there is no such file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
