@@ -206,34 +206,25 @@ def _kind(subjects, opens, facts, **aspects):
 
 kinds = dict(
     food = _kind(
-        'noodle soup|lemon cake|fish curry|apple pie|bean stew|rice bowl|garlic bread|plum '
-        'jam|tomato salad|onion soup|ginger tea'
-        '|corn fritter|peach tart|lentil wrap|egg sandwich|carrot cake',
+        'noodle soup|lemon cake|fish curry|apple pie|bean stew|rice bowl|garlic bread|plum jam|tomato salad|'
+        'onion soup|ginger tea|corn fritter|peach tart|lentil wrap|egg sandwich|carrot cake',
         'I ordered the {} on Monday.|I had the {} for lunch.|I tried the {} last week.',
-        'It came in a blue bowl.|It serves two people.|It was on the lunch menu.|It cost nine '
-        'pounds.',
-        flavour='delicious rich | bland flat', texture='tender crisp | soggy chewy',
-        smell='fresh sweet | sour stale',
+        'It came in a blue bowl.|It serves two people.|It was on the lunch menu.|It cost nine pounds.',
+        flavour='delicious rich | bland flat', texture='tender crisp | soggy chewy', smell='fresh sweet | sour stale',
         portion='generous hearty | stingy tiny', service='friendly quick | rude slow'),
     film = _kind(
-        'heist film|ghost story|spy film|road movie|love story|war film|pirate film|silent '
-        'film|puppet show|school comedy|court drama'
-        '|space movie|chess film|family saga|train thriller|island drama',
+        'heist film|ghost story|spy film|road movie|love story|war film|pirate film|silent film|puppet show|'
+        'school comedy|court drama|space movie|chess film|family saga|train thriller|island drama',
         'I watched the {} last night.|I saw the {} with my sister.|I tried the {} last week.',
-        'It runs for two hours.|It is set in a small town.|It was filmed in winter.|The cast '
-        'has six actors.',
-        plot='clever gripping | thin silly', acting='superb natural | wooden stiff',
-        ending='touching satisfying | weak rushed',
+        'It runs for two hours.|It is set in a small town.|It was filmed in winter.|The cast has six actors.',
+        plot='clever gripping | thin silly', acting='superb natural | wooden stiff', ending='touching satisfying | weak rushed',
         music='beautiful stirring | noisy grating', pacing='smooth lively | uneven slow'),
     product = _kind(
-        'desk lamp|rain coat|travel mug|hand drill|alarm clock|bike bell|garden hose|kitchen '
-        'scale|wool hat|phone case|camp stove'
-        '|toy train|paper fan|wall shelf|lunch box|folding chair',
+        'desk lamp|rain coat|travel mug|hand drill|alarm clock|bike bell|garden hose|kitchen scale|wool hat|'
+        'phone case|camp stove|toy train|paper fan|wall shelf|lunch box|folding chair',
         'I bought the {} in spring.|I have used the {} for a month.|I tried the {} last week.',
-        'It comes in three colours.|It weighs one pound.|It ships in a brown box.|It fits in a '
-        'drawer.',
-        build='sturdy solid | flimsy shaky', design='elegant neat | clumsy ugly',
-        finish='polished smooth | rough scratched',
+        'It comes in three colours.|It weighs one pound.|It ships in a brown box.|It fits in a drawer.',
+        build='sturdy solid | flimsy shaky', design='elegant neat | clumsy ugly', finish='polished smooth | rough scratched',
         packaging='tidy careful | messy torn', price='fair modest | steep unfair'))
 
 # %% ../nbs/toy.ipynb #e5c7068b
@@ -399,13 +390,11 @@ def _rows(name, *parts):
     "Rows of a json-lines file of the package, or its gzip."
     path = files('dpo_nb').joinpath('assets', name, *parts)
     if not path.is_file():
-        raise FileNotFoundError(
-            f'{name}/{"/".join(parts)} is not in this installation of dpo_nb; '
-            'reinstall the package, or rebuild its assets')
+        raise FileNotFoundError(f'{name}/{"/".join(parts)} is not in this installation of dpo_nb; '
+                                'reinstall the package, or rebuild its assets')
     raw = path.read_bytes()
-    return [json.loads(l) for l in (gzip.decompress(raw)
-                                    if path.name.endswith('.gz') else raw).decode().splitlines()
-                                    if l.strip()]
+    if path.name.endswith('.gz'): raw = gzip.decompress(raw)
+    return [json.loads(l) for l in raw.decode().splitlines() if l.strip()]
 
 def load_toy_pairs()->DatasetDict: # `train` (noisy labels) and `test` (clean, other subjects)
     """Preference pairs of tiny reviews: `prompt`, `chosen`, `rejected` as messages,
