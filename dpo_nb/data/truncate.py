@@ -183,29 +183,6 @@ def note_row(
         tools_unseen=chat and bool(template_kwargs(row)['tools']) and 'tools' not in template,
         odd_role=chat and any_unknown([*p, *c, *r], template))
 
-# %% ../../nbs/data/truncate.ipynb #6f9160cd
-def tokenize_dataset(
-    dataset, # `Dataset` or `IterableDataset` in any of the four layouts
-    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
-    num_proc:int|None=None, # Processes for `Dataset.map`
-    name:str='train', # For messages
-)->Dataset|IterableDataset: # The same kind, with prompt_ids, chosen_ids, rejected_ids
-    "Every row through `prepare_row`; on disk, cached under rows, tokenizer and code."
-    modules = [inspect.getmodule(f) for f in (check_texts, keep_nulls, prepare_row)]
-    code = Hasher.hash([inspect.getsource(f) for f in (*modules, note_row, _map_rows)])
-    given = dict(tokenizer=tokenizer, name=name, code=code,
-                 features=json_columns(dataset.features))
-    kw = dict(with_indices=True, fn_kwargs=given)
-    if isinstance(dataset, IterableDataset): return dataset.map(_stream_row, **kw)
-    types, workers = _types(dataset), num_proc and min(num_proc, len(dataset))
-    given['mixed'] = [k for k in ('prompt','chosen','rejected') if isinstance(types[k], Json)]
-    how = dict(batched=True, batch_size=256, features=types, num_proc=workers,
-               desc=f'Tokenizing the {name} dataset')
-    try: dataset = dataset.map(_map_rows, **how, **kw)
-    except ValueError as e: raise e.with_traceback(None) from None
-    _tell(dataset, tokenizer, name)
-    return dataset.remove_columns(list(notes))
-
 # %% ../../nbs/data/truncate.ipynb #20ee4e3b
 def _types(dataset):
     "What the columns will hold; texts that are messages become what any value may be."
@@ -300,6 +277,29 @@ def _seam(row, tokenizer):
             for ids in (row['prompt_ids'][-6:], row['chosen_ids'][:6], lost)]
     return f"the prompt ends {show[0]!r} and chosen begins {show[1]!r}" + ("; the prompt "
         f"alone goes on {show[2]!r}" if lost else '')
+
+# %% ../../nbs/data/truncate.ipynb #6f9160cd
+def tokenize_dataset(
+    dataset, # `Dataset` or `IterableDataset` in any of the four layouts
+    tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
+    num_proc:int|None=None, # Processes for `Dataset.map`
+    name:str='train', # For messages
+)->Dataset|IterableDataset: # The same kind, with prompt_ids, chosen_ids, rejected_ids
+    "Every row through `prepare_row`; on disk, cached under rows, tokenizer and code."
+    modules = [inspect.getmodule(f) for f in (check_texts, keep_nulls, prepare_row)]
+    code = Hasher.hash([inspect.getsource(f) for f in (*modules, note_row, _map_rows)])
+    given = dict(tokenizer=tokenizer, name=name, code=code,
+                 features=json_columns(dataset.features))
+    kw = dict(with_indices=True, fn_kwargs=given)
+    if isinstance(dataset, IterableDataset): return dataset.map(_stream_row, **kw)
+    types, workers = _types(dataset), num_proc and min(num_proc, len(dataset))
+    given['mixed'] = [k for k in ('prompt','chosen','rejected') if isinstance(types[k], Json)]
+    how = dict(batched=True, batch_size=256, features=types, num_proc=workers,
+               desc=f'Tokenizing the {name} dataset')
+    try: dataset = dataset.map(_map_rows, **how, **kw)
+    except ValueError as e: raise e.with_traceback(None) from None
+    _tell(dataset, tokenizer, name)
+    return dataset.remove_columns(list(notes))
 
 # %% ../../nbs/data/truncate.ipynb #6cc73b77
 def decoded(
