@@ -29,7 +29,8 @@ from ..toy import load_toy_pairs, review_reward, sample_reviews, toy_path, toy_p
 from ..train.config import DPOConfig
 from ..diagnose.doctor import doctor
 from ..model.forward import score
-from ..diagnose.report import TokenMoments, code_block, doctor_table, generations, ledger_table, write_report
+from ..diagnose.pair_rewards import TokenMoments
+from ..diagnose.report import code_block, doctor_table, generations, ledger_table, write_report
 from ..api import DPOTrainer
 from ..train.log_lines import LogLines, legend
 
