@@ -17,7 +17,7 @@ from transformers import CLIPImageProcessorPil, LlavaConfig, LlavaForConditional
 from dpo_nb import DataCollatorForVisionPreference, DPOConfig, DPOTrainer
 from dpo_nb.data.vision import draw_shapes
 from dpo_nb.toy import load_toy_model, load_toy_tokenizer
-from dpo_nb.diagnose.report import pair_tokens
+from dpo_nb.diagnose.pair_rewards import pair_tokens
 from project import ROOT
 
 SETTINGS = dict(train=600, test=240, seed=0, sft_steps=150, sft_batch=16, sft_lr=1e-3, dpo_steps=80, dpo_batch=16, dpo_lr=1e-4, beta=.1, patch=7)

@@ -9,8 +9,10 @@ from datasets import Dataset
 
 from dpo_nb.diagnose.doctor import Finding
 from dpo_nb.train.ledger import Ledger
-from dpo_nb.diagnose.report import (code_block, curves, doctor_table, epoch_ends, esc, generations, ledger_table, pair_tokens, render_report, saturates, shade, thin, ticks,
-                                 token_rewards, verdict, write_report)
+from dpo_nb.diagnose.pair_rewards import pair_tokens, token_rewards
+from dpo_nb.diagnose.report import code_block, curves, doctor_table, epoch_ends, generations, ledger_table, render_report, saturates, verdict, write_report
+from dpo_nb.views.svg import esc, thin, ticks
+from dpo_nb.views.token_colours import shade
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome')
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',

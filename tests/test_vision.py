@@ -263,7 +263,7 @@ def test_a_processor_of_another_family_is_found_out(folder, tmp_path):
 
 
 def test_scores_and_token_rewards_of_pictures(folder, tmp_path):
-    from dpo_nb.diagnose.report import pair_tokens
+    from dpo_nb.diagnose.pair_rewards import pair_tokens
     t = trainer(dpo_nb, folder, 'llava', tmp_path)
     t.train()
     data = Dataset.from_list([r | dict(note='x') for r in ROWS])

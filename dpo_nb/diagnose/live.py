@@ -16,7 +16,10 @@ from transformers import TrainerCallback
 
 from ..losses.registry import needs_reference
 from ..train.log_lines import LogLines
-from .report import curves, esc, line_chart, number, pair_tokens, token_html
+from .pair_rewards import pair_tokens
+from .report import curves
+from ..views.svg import esc, line_chart, number
+from ..views.token_colours import token_html
 from ..train.samples import answer, undisturbed
 
 # %% ../../nbs/diagnose/live.ipynb #8e9de9c6

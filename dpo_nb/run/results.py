@@ -16,7 +16,8 @@ from datasets import Dataset
 from peft import PeftModel
 
 from ..data.formats import is_conversational
-from ..diagnose.report import TokenMoments, code_block, doctor_table, generations, ledger_table, write_report
+from ..diagnose.pair_rewards import TokenMoments
+from ..diagnose.report import code_block, doctor_table, generations, ledger_table, write_report
 
 # %% ../../nbs/run/results.ipynb #b8c6e802
 ours = ('checkpoint-*', 'config.json', 'generation_config.json', 'model*.safetensors*', 'adapter_*', 'ref/adapter_*',
