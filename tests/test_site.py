@@ -364,13 +364,13 @@ def test_search_shows_no_tex(site):
 
 # What a reader may type, and a page that answers it. Words in any order, filler words, words the page itself does not use.
 QUERIES = {
-    'beta doubled first update': 'explain/beta', 'how many GB logits': 'model/fused_head', 'chosen reward goes down': 'explain/why_chosen_falls', 'resume after crash': 'train/checkpoints',
+    'beta doubled first update': 'explain/beta', 'how many GB logits': 'model/memory', 'chosen reward goes down': 'explain/why_chosen_falls', 'resume after crash': 'train/checkpoints',
     'ipo': 'losses/ipo', 'squared loss target': 'losses/ipo', 'what does beta do': 'explain/beta', 'why does the loss start at 0.693': 'tour', 'wrong labels': 'labs/noisy_labels',
     'noisy labels robust loss': 'losses/robust', 'which loss should I use': 'labs/choose_a_loss', 'lora adapter': 'guides/lora', 'train on several GPUs': 'guides/scaling',
     'image pairs vision model': 'guides/vision', 'tool calls': 'guides/tools', 'length bias long answers': 'explain/length_bias', 'truncate prompt keep eos': 'data/truncate',
     'chat template formats': 'data/formats', 'padding collator': 'data/collator', 'precompute reference log probs': 'reference/precompute', 'share prompt prefix': 'model/prefix_sharing',
     'activation offloading': 'train/offloading', 'mixture of experts aux loss': 'train/experts', 'partition function Z cancels': 'explain/from_rlhf', 'bradley terry rlhf': 'explain/from_rlhf',
-    'orpo no reference': 'losses/orpo', 'five mistakes log probs': 'logps', 'score two models on pairs': 'diagnose/scoring', 'command line train': 'run/cli', 'sync_ref_model': 'reference/sync',
+    'orpo no reference': 'losses/orpo', 'five mistakes log probs': 'logps', 'score held-out pairs with a trained model': 'diagnose/scoring', 'command line train': 'run/cli', 'sync the reference now and then': 'reference/sync',
     'doctor checks before a run': 'diagnose/doctor', 'f-divergence': 'divergences',
 }
 

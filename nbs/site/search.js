@@ -79,6 +79,7 @@ function scoreOf(entry, words) {
 function find(query) {
   let words = split(query).filter(w => !FILLER.has(w));
   if (!words.length) words = split(query);
+  words = words.flatMap(w => /[-_]/.test(w) ? [w, ...w.split(/[-_]/).filter(Boolean)] : [w]);  // a name, and what it is made of
   if (!words.length) return [];
   const N = index.entries.length;
   const asked = words.map((word, i) => {
@@ -96,7 +97,8 @@ function find(query) {
   }
   const ranked = [...pages.values()].map(of => {
     of.sort((a, b) => b.score - a.score);
-    return {sections: of.slice(0, 2), score: of[0].score + .25*(of[1]?.score || 0) + .1*(of[2]?.score || 0)};
+    const list = of[0].entry.page.url === 'names.html' ? .5 : 1;  // it holds every name there is
+    return {sections: of.slice(0, 2), score: list*(of[0].score + .25*(of[1]?.score || 0) + .1*(of[2]?.score || 0))};
   });
   ranked.sort((a, b) => b.score - a.score);
   return ranked.slice(0, 8).flatMap((page, i) => page.sections.filter((s, k) => k === 0 || i < 3 && s.score > .6*page.sections[0].score))

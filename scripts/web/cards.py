@@ -31,7 +31,7 @@ def canvas():
     ax.plot(z, [math.log1p(math.exp(-v)) for v in z], INK, lw=5)
     ax.plot(z, [4/(1 + math.exp(v)) for v in z], CHOSEN, lw=5)
     ax.plot(0, math.log(2), 'o', color=INK, ms=15)
-    ax.annotate('ln 2', (0, math.log(2)), (.4, 1.1), color=SOFT, size=20)
+    ax.annotate('ln 2', (0, math.log(2)), (-2.3, .15), color=SOFT, size=20)
     words = dict(name=fig.text(.06, .87, 'dpo_nb', size=24, color=INK, weight='bold'), where=fig.text(.06, .78, '', size=22, color=SOFT),
                  title=fig.text(.06, .72, '', size=50, color=INK, weight='bold', va='top', linespacing=1.15),
                  claim=fig.text(.06, .4, '', size=24, color=SOFT, va='top', linespacing=1.45))
