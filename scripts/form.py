@@ -33,6 +33,12 @@ def parameters(args):
     return [a for a in every if a.arg not in ('self', 'cls')]
 
 
+def is_public(name):
+    "Neither private nor an event whose arguments another library fixes: callbacks of `Trainer`, an autograd function's two passes."
+    last = name.rpartition('.')[2]
+    return not any(part.startswith('_') for part in name.split('.')) and not last.startswith('on_') and last not in ('forward', 'backward')
+
+
 def exported_cells():
     "(page, source without directives) of every exported code cell."
     for page in pages():
@@ -52,7 +58,7 @@ def measure(under=LIB):
     files = modules(under)
     lines = [(p, l) for p in files for l in code_lines(p)]
     found = [(p, *f) for p in files for f in functions(p)]
-    public = [a for p, name, _, args in found if not name.rpartition('.')[2].startswith('_') for a in parameters(args)]
+    public = [a for p, name, _, args in found if is_public(name) for a in parameters(args)]
     cells = [len(code.splitlines()) for page, code in exported_cells() if (ROOT/'dpo_nb'/page).is_relative_to(under)]
     longest = max(found, key=lambda f: f[2])
     return {

@@ -180,13 +180,13 @@ class DataCollatorForVisionPreference(DataCollatorMixin):
                              "made of PyTorch tensors, 'pt'")
         return self.torch_call(features)
 
-    def tokens(self, texts, images=None, side='left'):
+    def tokens(self, texts:list, images:list|None=None, side:str='left')->dict:
         "What the processor makes of texts, padded on one side; images of none of them are not handed over."
         return dict(self.processor(images=images if images and any(images) else None,
                                    text=texts, padding=True, padding_side=side,
                                    return_tensors='pt', add_special_tokens=False))
 
-    def prompts(self, texts, images):
+    def prompts(self, texts:list, images:list)->dict:
         "The prompts twice; their images are read once, if that is the same."
         if self.repeats is None and any(images):
             self.repeats = can_repeat(self.tokens,
@@ -217,7 +217,7 @@ class DataCollatorForVisionPreference(DataCollatorMixin):
         return asked | self.fit(flush_left(joined)) | number | {c: torch.tensor([e[c]
             for e in examples], dtype=torch.float32) for c in given}
 
-    def fit(self, rows):
+    def fit(self, rows:dict)->dict:
         "Cut at the end, never into an image, and pad to the multiple."
         cut = rows['input_ids'][:,
                                 self.max_length:] if self.max_length else rows['input_ids'][:,

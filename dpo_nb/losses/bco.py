@@ -55,7 +55,7 @@ class RunningShift:
         return -F.logsigmoid(chosen-shift) - F.logsigmoid(shift-rejected)
 
     def state_dict(self): return dict(shift=self.shift)  # for a checkpoint
-    def load_state_dict(self, state): self.shift = state['shift']
+    def load_state_dict(self, state:dict): self.shift = state['shift']
 
 def _of_all(x):
     "The mean over the processes that train together."

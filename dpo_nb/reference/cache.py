@@ -65,7 +65,7 @@ class RefCache:
         if keep: self.rows.update((n, x[m]) for n,x,m in zip(names, s.logps.float().cpu(), s.mask.cpu()))
         return s
 
-    def recall(self, batch, names):
+    def recall(self, batch:dict, names:list)->TokenScores:
         "Put remembered log-probs back in their places."
         mask = batch['completion_mask'][:,1:].bool()
         logps = torch.cat([self.rows[n] for n in names]).to(mask.device)        # [M]
