@@ -9,8 +9,14 @@ from project import ROOT, modidx
 from web import order
 
 MATH = re.compile(r'(?s)([(\[“‘]*)<span class="math (inline|display)">\s*(?:\\[(\[])?(.*?)(?:\\[)\]])?\s*</span>([.,;:!?)\]’”-]*)')
-KATEX = """<link rel="stylesheet" href="FOLDER/katex/katex.min.css">
-<script defer src="FOLDER/katex/katex.min.js"></script><script defer src="FOLDER/katex/copy-tex.min.js"></script><script defer src="FOLDER/site/formulas.js"></script>
+def root(out, page):
+    "The way from a page to the top of the site: `../`, or nothing."
+    up = os.path.relpath(out, page.parent)
+    return '' if up == '.' else f'{up}/'
+
+
+KATEX = """<link rel="stylesheet" href="FOLDERkatex/katex.min.css">
+<script defer src="FOLDERkatex/katex.min.js"></script><script defer src="FOLDERkatex/copy-tex.min.js"></script><script defer src="FOLDERsite/formulas.js"></script>
 """
 
 
@@ -28,7 +34,7 @@ def formulas(out):
     for page in out.rglob('*.html'):
         text = re.sub(r'\s*<(link|script)\b[^>]*/(?:katex|auto-render)[^>]*>(</script>)?', '', page.read_text(encoding='utf-8'))
         text, n = MATH.subn(formula, text)
-        if n: text = text.replace('</head>', KATEX.replace('FOLDER', os.path.relpath(out, page.parent)) + '</head>', 1)
+        if n: text = text.replace('</head>', KATEX.replace('FOLDER', root(out, page)) + '</head>', 1)
         page.write_text(text, encoding='utf-8')
 
 
@@ -91,8 +97,8 @@ def wide_code(out):
         page.write_text(re.sub(r'(?s)(<pre)(\b(?![^>]*style=).*?</pre>)', measured, page.read_text(encoding='utf-8')), encoding='utf-8')
 
 
-SCRIPTS = """<link rel="preload" href="FOLDER/site/fonts/serif.woff2" as="font" type="font/woff2" crossorigin>
-<script>document.documentElement.classList.add('js')</script><script defer src="FOLDER/site/site.js" data-root="FOLDER/"></script><script defer src="FOLDER/site/search.js"></script>
+SCRIPTS = """<link rel="preload" href="FOLDERsite/fonts/serif.woff2" as="font" type="font/woff2" crossorigin>
+<script>document.documentElement.classList.add('js')</script><script defer src="FOLDERsite/site.js" data-root="FOLDER"></script><script defer src="FOLDERsite/search.js"></script>
 """
 
 
@@ -101,10 +107,10 @@ def dressed(out):
     shutil.copytree(ROOT/'nbs'/'site', out/'site', dirs_exist_ok=True, ignore=shutil.ignore_patterns('story.json'))
     for page in out.rglob('*.html'):
         text = page.read_text(encoding='utf-8')
-        text = text.replace('</head>', SCRIPTS.replace('FOLDER', os.path.relpath(out, page.parent)) + '</head>', 1)
+        text = text.replace('</head>', SCRIPTS.replace('FOLDER', root(out, page)) + '</head>', 1)
         name = page.relative_to(out).with_suffix('.ipynb').as_posix()
         where = order.place(name)
-        if '<figure class="story"' in text: text = text.replace('</head>', f'<script defer src="{os.path.relpath(out, page.parent)}/site/story.js"></script></head>', 1)
+        if '<figure class="story"' in text: text = text.replace('</head>', f'<script defer src="{root(out, page)}site/story.js"></script></head>', 1)
         if where:
             group, i, n = where
             took = order.minutes(read_nb(ROOT/'nbs'/name).cells)
