@@ -51,7 +51,7 @@ def _as_pairs(prompts, texts):
 def _log_ratios(trainer, pairs):
     "log π − log π_ref of every answer, nats."
     m, ref = trainer.model.eval(), trainer.reference
-    batches = trainer.get_eval_dataloader(trainer.prepare(pairs, 'samples'))
+    batches = trainer.get_eval_dataloader(trainer.rows.prepare(pairs, 'samples'))
     return torch.cat([score(m, b, stats=False).sums - ref.scores(m, b).sums for b in batches]).double()
 
 # %% ../../nbs/run/generation.ipynb #c07ef12c
