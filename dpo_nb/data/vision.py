@@ -163,6 +163,7 @@ def check_vision_collator(
 # what a processor returns with one entry per token
 _per_token = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids')
 
+# %% ../../nbs/data/vision.ipynb #c74d2728
 @dataclass
 class DataCollatorForVisionPreference(DataCollatorMixin):
     "Batch of B pairs with images → `[2B,T]`: rows 0…B−1 chosen, B…2B−1 rejected; and the images."

@@ -336,6 +336,7 @@ class LiveView(LogLines):
         "The cell is over and the run did not say so: it was interrupted, or has failed."
         self.finish('interrupted' if self.trainer is None else f'interrupted after step {self.trainer.state.global_step} of {self.trainer.state.max_steps}')
 
+# %% ../../nbs/diagnose/live.ipynb #c4e26209
 def _set_aside(trainer):
     "Take the bars of transformers out of the callbacks; a new list, because the old one is being walked through."
     if trainer is None: return []

@@ -121,4 +121,5 @@ class TokenMoments(TrainerCallback):
         def then(i): return [dict(step=step) | _rewards(pairs[i]) for step,pairs in self.found]
         return [p | dict(steps=then(i)) for i,p in enumerate(self.found[-1][1])]
 
+# %% ../../nbs/diagnose/pair_rewards.ipynb #e1e12442
 def _rewards(pair): return {side: [r for _,r in pair[side]] for side in ('chosen', 'rejected')}

@@ -60,6 +60,7 @@ def is_causal(
     if looked_ahead is None: return None
     return Answer(looked_ahead or 'no logit depends on a later token', float(bool(looked_ahead)))
 
+# %% ../../nbs/diagnose/questions_model.ipynb #de31465a
 def optimizer_holds(
     optimizer:object, # That was passed; None where the trainer makes its own
     policy:nn.Module, # The model as it will be trained

@@ -99,6 +99,7 @@ def _penalised(p, beta, dpop_lambda=50., **_):
 # %% ../../nbs/losses/registry.ipynb #a2048800
 ln2 = math.log(2)
 
+# %% ../../nbs/losses/registry.ipynb #0432c99e
 records = dict(
     # TRL 1.16.0's, under its names
     sigmoid=LossRecord(sigmoid_loss, r'$\ell(z)$', divergence=True, margin=True, start=ln2,

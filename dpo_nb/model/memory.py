@@ -70,6 +70,7 @@ def _ends(model):
     found = [getattr(m, 'weight', None) for m in ends]
     return list({id(w): w for w in found if w is not None}.values())
 
+# %% ../../nbs/model/memory.ipynb #26280b19
 def peak_memory(
     *args, # As `step_moments`
     **kwargs, # As `step_moments`

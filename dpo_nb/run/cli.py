@@ -54,6 +54,7 @@ def _mistakes():
     from jinja2 import TemplateError
     return ValueError, TypeError, OSError, ImportError, RuntimeError, DatasetsError, TemplateError
 
+# %% ../../nbs/run/cli.ipynb #06395e76
 def _refused(e, notes, argv, command, code=None):
     "Say in one line what is wrong, and nothing else."
     notes.buffer.clear()  # else they would be said when Python ends
@@ -135,6 +136,7 @@ def score(
     print(f"{len(d)} pairs: {right/len(d):.1%} in the right order, mean margin {sum(d['margin'])/len(d):+.3f}\nsaved to {a.output_file}")
     return 0
 
+# %% ../../nbs/run/cli.ipynb #70f76e5b
 def _what_to_score(a):
     "The pairs, and the reference where it has to be named."
     from dpo_nb.run.sources import load_pairs
