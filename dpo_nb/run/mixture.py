@@ -6,7 +6,7 @@
 __all__ = ['example_entry', 'entry_keys', 'load_entry', 'usual_type', 'as_usual', 'load_mixture', 'prompt_keys', 'hold_out',
            'load_data']
 
-# %% ../../nbs/run/mixture.ipynb #a77eee38
+# %% ../../nbs/run/mixture.ipynb #a950f8bb
 import hashlib, json, math
 from collections import Counter
 
@@ -15,11 +15,12 @@ from datasets import Dataset, IterableDataset, LargeList, List, Value, concatena
 
 from ..data.formats import extract_prompt, read_columns
 from ..data.vision import image_columns
+from .layouts import explain_columns
 from .settings import ScriptArguments
 from .sources import load_pairs, pick_splits, reason
 from ..toy import load_toy_pairs
 
-# %% ../../nbs/run/mixture.ipynb #886a8e85
+# %% ../../nbs/run/mixture.ipynb #f07b741d
 example_entry = "{'path': 'pairs.jsonl', 'split': 'train', 'weight': 1}"
 entry_keys = ('path', 'name', 'split', 'weight', 'data_files', 'data_dir', 'columns', 'fraction')
 
@@ -36,11 +37,17 @@ def load_entry(
     data = load_pairs(entry['path'], entry.get('name'), streaming, **files)
     asked = ScriptArguments(entry['path'], dataset_train_split=entry.get('split', 'train'))
     d, _ = pick_splits(data, asked, evaluate=False)
+    _check_names(d, entry['path'])
     missing = sorted(set(entry.get('columns') or ()) - set(_columns(d)))
     if missing:
         raise ValueError(f"entry {i} of datasets has no column {missing[0]!r}; it has {', '.join(_columns(d))}")
     if entry.get('columns'): d = d.select_columns(entry['columns'])
     return _weighted(d, entry.get('weight', 1), i, streaming)
+
+def _check_names(d, name):
+    "Raise where chosen and rejected are there under other names."
+    told = explain_columns(_columns(d), name)
+    if told: raise ValueError(told)
 
 def _columns(d): return d.column_names or list(next(iter(d)))
 
@@ -153,7 +160,9 @@ def load_data(
     if s.test_split_size is not None: return hold_out(_whole(s, toy, keep), s.test_split_size)
     if toy: return pick_splits(load_toy_pairs(), s, evaluate)
     if s.datasets is None:
-        return pick_splits(load_pairs(s.dataset_name, s.dataset_config, s.dataset_streaming), s, evaluate)
+        found = pick_splits(load_pairs(s.dataset_name, s.dataset_config, s.dataset_streaming), s, evaluate)
+        _check_names(found[0], s.dataset_name)
+        return found
     if evaluate and s.dataset_name is None:
         raise ValueError("datasets is a mixture to train on; name the dataset to evaluate on with dataset_name, "
                          "hold some of it out with test_split_size, or leave eval_strategy at 'no'")
@@ -173,4 +182,6 @@ def _whole(s, toy, keep):
     if s.dataset_test_split in splits:
         raise ValueError(f"test_split_size={s.test_split_size:g} is not needed: there is a split to evaluate on, "
                          f"dataset_test_split={s.dataset_test_split!r}; leave test_split_size out")
-    return pick_splits(splits, s, evaluate=False)[0]
+    found = pick_splits(splits, s, evaluate=False)[0]
+    _check_names(found, s.dataset_name)
+    return found
