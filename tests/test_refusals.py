@@ -78,6 +78,12 @@ def test_a_loss_that_asks_for_more_than_there_is():
     assert "needs ['temperature']" in str(e.value)
 
 
+def test_a_setting_that_no_loss_has():
+    from dpo_nb.losses.objective import Objective
+    with pytest.raises(TypeError, match="is no setting of an objective; choose among") as e: Objective('sigmoid', bata=.1)
+    assert "['bata']" in str(e.value) and "'beta'" in str(e.value)
+
+
 def test_what_the_image_collator_needs():
     from dpo_nb.data.vision import DataCollatorForVisionPreference
     with pytest.raises(TypeError, match='must be a transformers processor with a tokenizer and an image processor'): DataCollatorForVisionPreference(load_toy_tokenizer())

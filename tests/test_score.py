@@ -194,6 +194,17 @@ def test_an_adapter_with_a_kept_one_is_measured_against_it(pairs, tmp_path):
     assert sum(found)/10 == pytest.approx(wanted, rel=1e-3, abs=1e-5) and sorted(policy.peft_config) == ['default', 'ref'] and policy.active_adapter == 'default'
 
 
+@pytest.mark.parametrize('name, words', [
+    (None, 'was measured against a model that had no name; pass the model'),
+    ('/gone/model', 'was measured against /gone/model, which is not there any more'),
+    ('nobody/nothing', 'was measured against nobody/nothing, which cannot be loaded')])
+def test_a_reference_that_cannot_be_found(tmp_path, name, words):
+    from dpo_nb.diagnose.scoring import find_reference, scoring_config
+    facts = dict(needs_reference=True, reference_moved=False, own_reference=False, reference=name, reference_weights=None)
+    with pytest.raises(ValueError, match=words) as e: find_reference(tmp_path, facts, scoring_config({}, **CPU))
+    assert str(e.value).endswith('as ref_model')
+
+
 def test_the_model_is_not_its_own_reference(pairs, tmp_path):
     m = nudged()
     with pytest.raises(ValueError, match='every reward would be 0'): dpo_nb.score(m, m, pairs, load_toy_tokenizer(), **CPU)
