@@ -235,7 +235,7 @@ def test_11_decimals_in_prose_come_from_cells():
                 for c in cells if c['cell_type'] == 'code']
         known = {float(x.replace(',', '')) for x in re.findall(r'\d+(?:,\d{3})*(?:\.\d+)?|\.\d+', '\n'.join(code))}
         prose = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown')
-        prose = re.sub(r'\$\$.*?\$\$|\$[^$\n]*\$|```.*?```|`[^`]*`|\]\([^)]*\)|https?://\S+|\d{4}\.\d{4,5}|(?i:TRL|transformers|torch|PEFT|v)\s*\d[\d.]*', '', prose, flags=re.S)
+        prose = re.sub(r'\$\$.*?\$\$|\$[^$\n]*\$|```.*?```|`[^`]*`|\]\([^)]*\)|https?://\S+|\d{4}\.\d{4,5}|(?i:TRL|transformers|torch|PEFT|Python|v)\s*\d[\d.]*', '', prose, flags=re.S)
         for m in re.finditer(r'(?<![\w.])\d+\.\d{2,}(?![\w.]*\d)', prose):
             v, tol = float(m[0]), .5000001*10**-len(m[0].split('.')[1])
             seen += 1

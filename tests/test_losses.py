@@ -306,6 +306,7 @@ def add_cubic(folder):
     for c in registry['cells']:
         text = ''.join(c['source'])
         if text.startswith('#| export\nimport'): c['source'] = text + '\nfrom dpo_nb.losses.cubic import cubic_loss'
-        if text.startswith('#| exports\nln2'):
+        if text.startswith('#| exports\nrecords = dict('):
+            assert text.endswith('\n)')
             c['source'] = text.removesuffix(')') + "    cubic=LossRecord(cubic_loss, '$|1-z|^k$', margin=True, divergence=False, start=1., use='a test'),\n)"
     (folder/'registry.ipynb').write_text(json.dumps(registry), encoding='utf-8')

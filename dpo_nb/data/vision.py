@@ -140,6 +140,10 @@ def can_repeat(
         return type(a)==type(b) and (a.equal(b) if isinstance(a, Tensor) else str(a)==str(b))
     return once.keys()==twice.keys() and all(same(once[k], twice[k]) for k in once)
 
+# %% ../../nbs/data/vision.ipynb #1a6c86fc
+# what a processor returns with one entry per token
+_per_token = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids')
+
 # %% ../../nbs/data/vision.ipynb #c505e407
 def check_vision_collator(
     c, # A `DataCollatorForVisionPreference`
@@ -158,10 +162,6 @@ def check_vision_collator(
     if c.return_tensors!='pt':
         raise ValueError(f"return_tensors={c.return_tensors!r} is not supported; a batch is "
                          "made of PyTorch tensors, 'pt'")
-
-# %% ../../nbs/data/vision.ipynb #1a6c86fc
-# what a processor returns with one entry per token
-_per_token = ('input_ids', 'attention_mask', 'token_type_ids', 'mm_token_type_ids')
 
 # %% ../../nbs/data/vision.ipynb #c74d2728
 @dataclass

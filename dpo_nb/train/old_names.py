@@ -113,10 +113,16 @@ class ApplySettings(TrainerCallback):
     def __init__(self,
         args:DPOConfig, # The trainer's
         objective:object, # An `Objective`, bound with these
-    )->None: self.objective, self.seen = objective, {k: getattr(args, k) for k in changeable}
+    )->None: self.objective, self.seen = objective, self.read(args)
+
+    def read(self,
+        args:DPOConfig, # As above
+    )->dict: # Values by name; a hyperparameter that is no field of the config is left out
+        "What stands in the config now."
+        return {k: getattr(args, k) for k in changeable if hasattr(args, k)}
 
     def on_step_begin(self, args:DPOConfig, *event, **kwargs):
-        now = {k: getattr(args, k) for k in changeable}
+        now = self.read(args)
         changed = {k: v for k,v in now.items() if v!=self.seen[k]}
         if not changed: return
         check_change(args, self.seen['ld_alpha'])
