@@ -202,6 +202,8 @@ def test_secrets_and_masks_are_not_printed():
 
 def test_summary_and_verdict_speak_of_held_out_pairs_first():
     assert verdict(LOG, {})[0] == 'good' and 'held-out loss 0.693 → 0.530 in 40 steps' in verdict(LOG, {})[1]
+    flat = [dict(step=0, eval_loss=.69314), dict(step=40, eval_loss=.69311)]
+    assert verdict(flat, {})[0] == 'bad' and 'It has not learned: held-out loss 0.693 → 0.693' in verdict(flat, {})[1]
     assert 'Held' not in verdict([train_row(1), train_row(2, .5)], {})[1]
     assert curves(ODD['two_sets'], 'rewards/margins') == {'held-out en': [(5, .1)], 'held-out de': [(5, .2)]}
 

@@ -55,7 +55,7 @@ def verdict(
     if _is_sigmoid(config): start = math.log(2)
     best_step, best = min(curves(log_history, 'loss')[who], key=lambda p: p[1])
     text = f'{who} loss {number(start)} → {number(end)} in {number(step)} step{"s"*(step!=1)}{_ranked(log_history)}.'
-    if end >= start: return 'bad', 'It has not learned: ' + text
+    if end >= start or number(end)==number(start): return 'bad', 'It has not learned: ' + text
     if who=='training':
         return 'mixed', f'It learned: {text} Nothing was held out, so this says little about new pairs.'
     if end > best+.02*start:

@@ -308,6 +308,3 @@ def _copy_sharded(model):
             for p,q in own: q.data = p.data.clone()
         if own: deepspeed.zero.Init(module=b)
     return ref
-
-# %% ../../nbs/reference/copies.ipynb #e1e66a20
-spread_reference = shard_reference  # its name before
