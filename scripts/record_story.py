@@ -39,8 +39,8 @@ def labelled(rows, wrong, seed=0):
 
 class Recorder(TrainerCallback):
     "Looks at the model at every `EVERY`th step."
-    def __init__(self, trainer, tokenizer, held_out):
-        self.trainer, self.tok, self.held_out, self.frames = trainer, tokenizer, held_out, []
+    def __init__(self, trainer, tokenizer):
+        self.trainer, self.tok, self.frames = trainer, tokenizer, []
         self.start, self.seed = None, 0
         while review_reward(self.review(trainer.model)) > -1: self.seed += 1  # the first that is sour before training
 
@@ -72,7 +72,7 @@ class Recorder(TrainerCallback):
         logps = {side: self.per_token(model, text) for side, text in (('chosen', CHOSEN), ('rejected', REJECTED))}
         self.start = self.start or logps
         moved = {side: [round(now - was, 3) for now, was in zip(logps[side], self.start[side])] for side in logps}
-        held = self.trainer.evaluate(self.held_out)
+        held = self.trainer.evaluate()
         self.frames.append(dict(step=step, **moved, loss=round(held['eval_loss'], 3),
                                 right=round(held['eval_rewards/accuracies'], 3), says=self.review(model)))
         torch.set_rng_state(state)
@@ -93,7 +93,7 @@ def record(beta, wrong):
     held_out = rows['test'].select(range(HELD_OUT))
     trainer = DPOTrainer(load_toy_model(), args=args, processing_class=tok, train_dataset=labelled(rows['train'], wrong), eval_dataset=held_out)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(recorder := Recorder(trainer, tok, None))
+    trainer.add_callback(recorder := Recorder(trainer, tok))
     trainer.train()
     return recorder
 

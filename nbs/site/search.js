@@ -47,11 +47,11 @@ function build(pages) {
   return {entries, frequency, vocabulary: [...frequency.keys()]};
 }
 
-// The stems that a word of the query stands for, with weights: itself, its synonyms, and, as one types, longer words that begin with it.
-function meanings(word, last) {
+// The stems that a word of the query stands for, with weights: itself, its synonyms, and, where no page has it, as while one types, longer words that begin with it.
+function meanings(word) {
   const s = stem(word), found = new Map([[s, 1]]);
   for (const other of synonyms.get(s) || []) if (other !== s) found.set(other, .7);
-  if ((last || !index.frequency.has(s)) && s.length > 2)
+  if (!index.frequency.has(s) && s.length > 2)
     for (const other of index.vocabulary) if (other !== s && other.startsWith(s)) found.set(other, Math.max(found.get(other) || 0, .5));
   return found;
 }
@@ -82,8 +82,8 @@ function find(query) {
   words = words.flatMap(w => /[-_]/.test(w) ? [w, ...w.split(/[-_]/).filter(Boolean)] : [w]);  // a name, and what it is made of
   if (!words.length) return [];
   const N = index.entries.length;
-  const asked = words.map((word, i) => {
-    const stems = meanings(word, i === words.length - 1);
+  const asked = words.map(word => {
+    const stems = meanings(word);
     const n = Math.max(1, ...[...stems].filter(([, w]) => w === 1).map(([s]) => index.frequency.get(s) || 0));
     return {stems, rarity: Math.log(1 + N/n)};
   });

@@ -42,7 +42,7 @@ def side(story, frame, name):
     "One answer: its probability and its tokens."
     p = math.exp(sum(story['start'][name]) + sum(frame[name]))
     tokens = ''.join(token(t, r) for t, r in zip(story['tokens'][name], frame[name]))
-    return (f'<div class="side {name}"><h3>{name} <output>{likely(p)}</output></h3><p>{tokens}</p>'
+    return (f'<div class="side {name}"><div class="label">{name} <output>{likely(p)}</output></div><p>{tokens}</p>'
             f'<div class="bar"><i style="width:{width(p):.1f}%"></i></div></div>')
 
 
@@ -62,7 +62,7 @@ def words(frame):
     chosen, rejected = sum(frame['chosen']), sum(frame['rejected'])
     said = f'After {frame["step"]} steps the chosen review is {factor(chosen)} as at the start, the rejected one {factor(rejected)}.'
     said = said.replace('less likely as at the start', 'less likely than at the start')
-    return f'{said} {100*frame["right"]:.0f} % of 96 held-out choices are ranked right.'
+    return f'{said} {int(100*frame["right"] + .5)} % of 96 held-out choices are ranked right.'
 
 
 def story_html():
@@ -78,8 +78,8 @@ def story_html():
 <p class="prompt"><b>Prompt</b> {html.escape(story["prompt"])}</p>
 {side(story, frame, "chosen")}
 {side(story, frame, "rejected")}
-<div class="side rest"><h3>everything else it could write <output>{likely(p)}</output></h3></div>
-<div class="bottom"><div><h3>What the model writes now</h3><p class="says">{html.escape(frame["says"])}</p></div>{curve(run["frames"])}</div>
+<div class="side rest"><div class="label">everything else it could write <output>{likely(p)}</output></div></div>
+<div class="bottom"><div><div class="label">What the model writes now</div><p class="says">{html.escape(frame["says"])}</p></div>{curve(run["frames"])}</div>
 <p class="words" aria-live="polite">{words(frame)}</p>
 <div class="play only-js"><button type="button" class="button go">▶ Train</button><label class="visually-hidden" for="story-step">optimizer step</label>
 <input type="range" id="story-step" min="0" max="{len(run["frames"]) - 1}" value="{len(run["frames"]) - 1}"><output class="now">step {frame["step"]}</output></div>

@@ -32,7 +32,7 @@ class Sections(HTMLParser):
         if tag in VOID: return
         a = dict(attrs)
         self.stack.append((tag, a.get('class') or ''))
-        if tag in ('h2', 'h3'): self.sections.append(dict(anchor=a.get('data-anchor-id') or a.get('id') or '', heading='', text=[], code=[]))
+        if tag in ('h2', 'h3') and any(t == 'main' for t, _ in self.stack): self.sections.append(dict(anchor=a.get('data-anchor-id') or a.get('id') or '', heading='', text=[], code=[]))
 
     def handle_endtag(self, tag):
         while self.stack:
