@@ -60,7 +60,8 @@ class PairTrainer(Trainer):
                          rows.prepare(eval_dataset, 'eval'), **kwargs)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs, so accumulation averages it
         self.place()
-        pairs = self.args.precompute_ref_batch_size or self.args.per_device_train_batch_size
+        pairs = getattr(self.args, 'precompute_ref_batch_size', None)  # of DPOConfig alone
+        pairs = pairs or self.args.per_device_train_batch_size
         self.train_dataset = self.reference.fill(self.train_dataset, 'train', pairs)
         self.eval_dataset = self.reference.fill(self.eval_dataset, 'eval')
         self.reference.release()
