@@ -44,7 +44,7 @@ def public(module):
 def first_names(module):
     "The names of a module, or the first of them."
     names = [name for name, *_ in public(module)]
-    return escaped(', '.join(names[:6]) + (f' and {len(names) - 6} more' if len(names) > 6 else ''))
+    return escaped(', '.join(names[:3]) + (f' and {len(names) - 3} more' if len(names) > 3 else ''))
 
 
 def entry(name, shown, said, place):
