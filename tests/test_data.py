@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import datasets, pytest, torch
 from conftest import live_trl
 from datasets import Dataset, IterableDataset, load_dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 import dpo_nb.data.truncate as truncate_module
 from dpo_nb.data.collator import DataCollatorForPreference
 from dpo_nb.data.formats import token_columns, unread_prompt
-from dpo_nb.data.tokenize import describe, prepare_row, prepare_rows, render_ids
+from dpo_nb.data.tokenize import describe, encode_chats, encode_plain, prepare_row, prepare_rows, render_ids, shared_head, special_pattern
 from dpo_nb.data.truncate import pair_lengths, prepare_dataset
 from dpo_nb.toy import load_helpful_mini, load_toy_pairs, load_toy_tokenizer
 
@@ -445,6 +445,51 @@ def test_special_tokens_of_the_tokenizer(first, gpt2):
         tok.backend_tokenizer.post_processor = TemplateProcessing(single='<|im_start|> $A', special_tokens=[('<|im_start|>', tok.convert_tokens_to_ids('<|im_start|>'))])
     rows = [TEXT, TALK, TEXT]
     assert prepare_rows(rows, tok, ['']*3) == [prepare_row(r, tok) for r in rows]
+
+
+def metaspace(gpt2):
+    "A tokenizer that marks spaces, and the first word of a text as well."
+    tok = copy.deepcopy(gpt2)
+    tok.backend_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='first')
+    return tok
+
+
+def overlapping(gpt2):
+    "Special tokens that begin alike, contain each other, or take in the space behind them."
+    tok = copy.deepcopy(gpt2)
+    tok.add_tokens([AddedToken(t, normalized=False, rstrip=t.startswith('<r')) for t in ('<|im_start|>user', 'x<|im_end|>', '<|', '<r>', '<|im')])
+    return tok
+
+
+@pytest.mark.parametrize('kind', [copy.deepcopy, metaspace, overlapping], ids=['bytes', 'metaspace', 'overlapping'])
+def test_shared_beginnings_are_tokenized_once(kind, gpt2, monkeypatch):
+    "Cut in front of any special token, also one that stands in a message, the ids are those of the whole text; and less is tokenized."
+    tok, rng = kind(gpt2), random.Random(0)
+    bits = ['a', ' x', '<|im_end|>', '<|im_start|>', '<|', '|>', '<r>', '  ', '\n', 'user', '<|im', 'é', ' word']
+    def text(n): return ''.join(rng.choice(bits) for _ in range(n))
+    rows = [[(p := text(20))+text(rng.randrange(2)), p+text(9), p+text(9)] for _ in range(300)]
+    assert sum(shared_head(r, special_pattern(tok)) > 0 for r in rows) > 200
+    whole = encode_plain(rows, tok, special=False)
+    for i in range(0, len(rows), 50):
+        seen, real = [], tok._encode_plus
+        with monkeypatch.context() as m:
+            m.setattr(tok, '_encode_plus', lambda text, *a, **k: seen.append(text) or real(text, *a, **k))
+            assert encode_chats(rows[i:i+50], tok) == whole[i:i+50]
+        assert len(seen) == 2 and len(seen[1]) == 3                                      # the trial of the first row agreed
+        assert sum(map(len, seen[0])) < sum(map(len, sum(rows[i:i+50], [])))
+
+
+def test_a_tokenizer_that_cannot_be_cut_is_not(gpt2):
+    "A special token that takes in what stands in front of it; and one whose ids depend on what stood before it, found by the trial."
+    tok = copy.deepcopy(gpt2)
+    tok.add_tokens([AddedToken('<l>', normalized=False, lstrip=True)])
+    assert special_pattern(tok) is None
+    rows = [['<|im_start|>a', '<|im_start|>a b', '<|im_start|>a c']]*3
+    class Counts:
+        "Its first token's id depends on the length of the text."
+        backend_tokenizer = gpt2.backend_tokenizer
+        def __call__(self, texts, **kw): return dict(input_ids=[[len(t), *ids] for t, ids in zip(texts, gpt2(texts, **kw)['input_ids'])])
+    assert encode_chats(rows, Counts()) == encode_plain(rows, Counts(), special=False)
 
 
 def test_processes_agree(toy):

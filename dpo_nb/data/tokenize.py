@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['common_prefix_length', 'without_none', 'render_ids', 'template_kwargs', 'add_eos', 'tokenize_row', 'split_ids',
-           'check_tokenizer', 'row_template', 'prepare_row', 'checked_row', 'row_texts', 'prepare_rows', 'describe']
+           'check_tokenizer', 'row_template', 'prepare_row', 'checked_row', 'row_texts', 'special_pattern',
+           'shared_head', 'encode_plain', 'encode_chats', 'prepare_rows', 'describe']
 
 # %% ../../nbs/data/tokenize.ipynb #b47c20a4
-import json
+import json, re
 from collections.abc import Mapping
 from itertools import islice
+from os.path import commonprefix
 
 from transformers import PreTrainedTokenizerBase
 
@@ -188,6 +190,55 @@ def row_texts(
     return [tokenizer.apply_chat_template(t, tokenize=False, **(kw | m))
             for t,m in zip(fitted, more)]
 
+# %% ../../nbs/data/tokenize.ipynb #13690715
+def special_pattern(
+    tokenizer:PreTrainedTokenizerBase, # A fast one
+)->re.Pattern|None: # None if it has no special token, or one that takes in what stands beside it
+    "Finds the tokens that split a text before it is tokenized; of two that fit, the longer."
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+    apart = [t for t in added if not t.normalized]
+    if not apart or any(t.lstrip or t.single_word for t in apart): return None
+    names = sorted((t.content for t in apart), key=len, reverse=True)
+    return re.compile('|'.join(map(re.escape, names)))
+
+def shared_head(
+    texts:list[str], # That begin alike
+    pattern:re.Pattern|None, # From `special_pattern`
+)->int: # Characters; 0 if they share no special token
+    "Where the last special token begins that all the texts have in common."
+    if pattern is None: return 0
+    first, *others = texts
+    same = first if all(t.startswith(first) for t in others) else commonprefix(texts)
+    return max((m.start() for m in pattern.finditer(same)), default=0)
+
+# %% ../../nbs/data/tokenize.ipynb #706ded6e
+def encode_plain(
+    texts:list[list[str]], # Of each row: prompt, prompt + chosen, prompt + rejected
+    tokenizer:PreTrainedTokenizerBase, # A fast one
+    special:bool=True, # Add what the tokenizer puts around a text by itself?
+)->list[list[list[int]]]: # The same, as token ids
+    "All texts in one call."
+    flat = [t for row in texts for t in row]
+    ids = tokenizer(flat, add_special_tokens=special, return_attention_mask=False,
+                    return_token_type_ids=False)['input_ids']
+    return [ids[i:i+3] for i in range(0, len(ids), 3)]
+
+def encode_chats(
+    texts:list[list[str]], # Of each row: prompt, prompt + chosen, prompt + rejected, rendered
+    tokenizer:PreTrainedTokenizerBase, # A fast one
+)->list[list[list[int]]]: # The same, as token ids
+    "All texts in one call; what the three of a row begin with only once."
+    pattern = special_pattern(tokenizer)
+    heads = [shared_head(row, pattern) for row in texts]
+    cut = [[row[0][:n], *(t[n:] for t in row)] for row,n in zip(texts, heads)]
+    ids = tokenizer([t for row in cut for t in row], add_special_tokens=False,
+                    return_attention_mask=False, return_token_type_ids=False)['input_ids']
+    starts = range(0, len(ids), 4)
+    joined = [[ids[i]+tail for tail in ids[i+1:i+4]] for i in starts]
+    whole = encode_plain(texts[:1], tokenizer, special=False)
+    return joined if joined[:1]==whole else encode_plain(texts, tokenizer, special=False)
+
+# %% ../../nbs/data/tokenize.ipynb #7e5feeee
 def prepare_rows(
     rows:list[Mapping], # Rows of the dataset
     tokenizer:PreTrainedTokenizerBase, # A `PreTrainedTokenizerBase`
@@ -203,9 +254,9 @@ def prepare_rows(
     for chat in (False, True):
         at = [i for i,r in enumerate(ready) if is_conversational(r)==chat]
         if not at: continue
-        flat = tokenizer([t for i in at for t in texts[i]], add_special_tokens=not chat,
-                         return_attention_mask=False, return_token_type_ids=False)['input_ids']
-        for j,i in enumerate(at): ids[i] = split_ids(*flat[3*j:3*j+3])
+        found = encode_chats if chat else encode_plain
+        for j,three in zip(at, found([texts[i] for i in at], tokenizer)):
+            ids[j] = split_ids(*three)
     return [_with_ids(r, x, w) for r,x,w in zip(ready, ids, wheres)]
 
 # %% ../../nbs/data/tokenize.ipynb #88c4f23a
