@@ -137,7 +137,10 @@ def compare(name, repeat):
     runs = {'dpo_nb': [], 'trl': []}
     for i in range(repeat):
         for side in (('dpo_nb', 'trl'), ('trl', 'dpo_nb'))[i%2]: runs[side].append(side_of(side, name))
-    med = lambda side, f: statistics.median(map(f, runs[side]))
+    def med(side, f): return statistics.median(map(f, runs[side]))
+    def range_of(f): return [round(x, 2) for x in (min(f(a)/f(b) for a, b in pairs), max(f(a)/f(b) for a, b in pairs))]
+    pairs = list(zip(runs['dpo_nb'], runs['trl']))  # one turn of each
+    ranges = {'tokens/s': range_of(lambda r: r['tokens']/r['wall']), 'tokens/cpu s': range_of(lambda r: r['tokens']/r['cpu']), 'peak GB': range_of(lambda r: r['peak'])}
     out = {side: {'tokens/cpu s': round(med(side, lambda r: r['tokens']/r['cpu']), 1), 'tokens/s': round(med(side, lambda r: r['tokens']/r['wall']), 1),
                   'peak GB': round(med(side, lambda r: r['peak']), 3)} for side in runs}
     assert runs['trl'][0]['tokens'] == runs['dpo_nb'][0]['tokens'], 'the two sides did not train on the same tokens'
@@ -145,7 +148,7 @@ def compare(name, repeat):
     times = {k: round(out['dpo_nb'][k]/out['trl'][k], 2) for k in out['trl']}
     own = runs['dpo_nb']
     counts = dict(computed=own[0]['computed'], scored=own[0]['scored'], rate=statistics.median(r['rate'] for r in own))
-    return dict(case=CASES[name], runs=repeat, **counts, tokens=runs['trl'][0]['tokens'], losses_differ_by=round(off, 6), **out, times=times)
+    return dict(case=CASES[name], runs=repeat, **counts, tokens=runs['trl'][0]['tokens'], losses_differ_by=round(off, 6), **out, times=times, ranges=ranges)
 
 
 def machine():
@@ -159,7 +162,7 @@ def machine():
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('--cases', nargs='+', default=['toy', 'toy, LoRA', 'toy, 3 epochs'], help='names, or beginnings of names; all: every case, an hour or two')
-    ap.add_argument('--repeat', type=int, default=3)
+    ap.add_argument('--repeat', type=int, default=5, help='runs of each side, by turns; medians are reported, and the range of the turns')
     ap.add_argument('--out', type=Path, help='a JSON file; cases that it already has and that are not run again stay')
     ap.add_argument('--profile', action='store_true', help='one more run of each side and case, to see what its time goes to')
     ap.add_argument('--list', action='store_true')
@@ -175,9 +178,9 @@ def main():
         if args.profile: row['profile'] = {side: (r := side_of(side, name, '--profile'))['profile'] | dict(seconds=r['wall']) for side in ('dpo_nb', 'trl')}
         old = dict(rows=old.get('rows', {}) | {name: row})
         if args.out: args.out.write_text(json.dumps(old, indent=1)+'\n')
-        t = row['times']
+        t, turns = row['times'], '{} to {}'.format(*row['ranges']['tokens/s'])
         print(f"{name:26s} {row['dpo_nb']['tokens/cpu s']:8.0f} against {row['trl']['tokens/cpu s']:8.0f} tokens per CPU second, {t['tokens/cpu s']:.2f}× "
-              f"(clock {t['tokens/s']:.2f}×); peak {row['dpo_nb']['peak GB']:.2f} against {row['trl']['peak GB']:.2f} GB, {t['peak GB']:.2f}×", flush=True)
+              f"(clock {t['tokens/s']:.2f}×, turns {turns}); peak {row['dpo_nb']['peak GB']:.2f} against {row['trl']['peak GB']:.2f} GB, {t['peak GB']:.2f}×", flush=True)
 
 
 if __name__ == '__main__': main()
